@@ -1,0 +1,261 @@
+"""A small GPT in the style of nanoGPT with mimetic initialization, in one file that needs torch alone: copy it anywhere.
+
+    model = GPT(GPTConfig(vocab_size=256, context=64, dim=128, depth=4, heads=4))
+    model.mimetic_init_()                # this line is the whole method; leave it out for GPT-2's weights
+
+Mimetic initialization (Trockman and Kolter, ICML 2023, https://arxiv.org/abs/2305.09828) sets the attention weights
+of a new model so that two products look as they do in a trained one: in language W_Q W_K^T has a negative diagonal,
+and that of W_V W_proj grows with depth from negative to positive. Tokens are rows and weights act from the right,
+x @ W, as in the paper. (nn.Linear computes x @ W^T: there, these weights have to be transposed.)
+
+Read it from top to bottom: the initialiser's two functions, attention, the model. The attention is letter for letter
+that of vit.py. Left out on purpose: biases (as in nanoGPT's published settings), dropout inside the attention map.
+"""
+from dataclasses import dataclass
+from math import sqrt
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def require(ok, name, value, right):
+    """Raise ValueError, which names the argument, its value and what would be right, unless `ok`."""
+    if not ok:
+        raise ValueError(f"{name} is {value!r}: it must be {right}")
+
+
+def mimetic_target(alpha, beta, shape, generator=None, device=None):
+    """A = alpha Z + beta I, with fresh Z of entries N(0, 1/d); `shape` is (..., d, d). Paper, equation 4."""
+    device = generator.device if generator is not None else device  # torch draws only where the generator lives
+    Z = torch.randn(shape, generator=generator, device=device) / sqrt(shape[-1])
+    return alpha * Z + beta * torch.eye(shape[-1], device=device)
+
+
+def balanced_factors(A, rank):
+    """The L (..., d, rank) and R (..., rank, d) whose product is the best approximation of A (..., d, d) of that rank.
+
+    With the SVD A = U S V^T they are L = U_r S_r^(1/2) and R = S_r^(1/2) V_r^T (Eckart and Young, 1936). Half of each
+    singular value goes to either side, so that L^T L = R R^T: neither factor is larger than the other.
+    """
+    U, S, Vt = torch.linalg.svd(A)
+    root = S[..., :rank].sqrt()
+    return U[..., :rank] * root[..., None, :], root[..., :, None] * Vt[..., :rank, :]
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with its four weights spelled out and no biases.
+
+    W_Q, W_K  (heads, dim, head_dim)   each head has its own pair
+    W_V       (dim, dim)               head i makes the columns i * head_dim to (i + 1) * head_dim
+    W_proj    (dim, dim)               and its output meets the rows of the same numbers
+
+    With `causal`, a token attends to itself and to those before it. Raises ValueError unless heads divides dim.
+    """
+
+    def __init__(self, dim, heads, causal=False):
+        super().__init__()
+        require(heads >= 1 and dim >= 1 and dim % heads == 0, "heads", heads, f"a divisor of dim {dim}")
+        self.causal = causal
+        self.W_Q = nn.Parameter(torch.empty(heads, dim, dim // heads))
+        self.W_K = nn.Parameter(torch.empty(heads, dim, dim // heads))
+        self.W_V = nn.Parameter(torch.empty(dim, dim))
+        self.W_proj = nn.Parameter(torch.empty(dim, dim))
+        self.default_init_()
+
+    def forward(self, x):                                            # (batch, tokens, dim)
+        q = torch.einsum("bnd,hdk->bhnk", x, self.W_Q)               # (batch, heads, tokens, head_dim)
+        k = torch.einsum("bnd,hdk->bhnk", x, self.W_K)
+        v = (x @ self.W_V).unflatten(-1, (len(self.W_Q), -1)).transpose(1, 2)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        return y.transpose(1, 2).flatten(2) @ self.W_proj            # heads side by side: (batch, tokens, dim)
+
+    def attention_map(self, x):
+        """softmax(x W_Q W_K^T x^T / sqrt(head_dim)), the map that `forward` uses: (batch, heads, tokens, tokens)."""
+        logits = torch.einsum("bnd,hdk->bhnk", x, self.W_Q) @ torch.einsum("bnd,hdk->bhkn", x, self.W_K)
+        logits = logits / sqrt(self.W_Q.shape[-1])
+        if self.causal:
+            future = torch.ones(logits.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
+            logits = logits.masked_fill(future, -torch.inf)
+        return logits.softmax(-1)
+
+    def qk_product(self):
+        """W_Q W_K^T of each head: (heads, dim, dim), of rank head_dim."""
+        return self.W_Q @ self.W_K.mT
+
+    def vp_product(self):
+        """W_V W_proj, over all heads: (dim, dim)."""
+        return self.W_V @ self.W_proj
+
+    def default_init_(self, generator=None):
+        """The field's usual start: all entries N(0, 0.02^2), as in GPT-2 and in timm's vision transformers.
+
+        (timm asks for a truncated normal, but cuts it at +-2, which is 100 standard deviations.)
+        """
+        for W in self.parameters():
+            nn.init.normal_(W, std=0.02, generator=generator)
+
+    def xavier_init_(self, generator=None):
+        """Each of the four as one dim x dim matrix, uniform with variance 1/dim (Glorot and Bengio, 2010, eq. 16)."""
+        bound = sqrt(3 / len(self.W_V))
+        for W in self.parameters():
+            nn.init.uniform_(W, -bound, bound, generator=generator)
+
+    @torch.no_grad()
+    def simple_init_(self, qk_sign, vp_sign, generator=None):
+        """Make W_Q W_K^T about qk_sign I in every head and W_V W_proj about vp_sign I. Paper, section 3.
+
+        Z Z^T is about I when Z has d rows and entries of variance 1/columns; one random Z gives both factors. The
+        signs are +1 or -1 (else ValueError). This form fixes the strength; mimetic_init_ lets it be chosen.
+        """
+        require(qk_sign in (1, -1), "qk_sign", qk_sign, "1 or -1")
+        require(vp_sign in (1, -1), "vp_sign", vp_sign, "1 or -1")
+        nn.init.normal_(self.W_Q, std=1 / sqrt(self.W_Q.shape[-1]), generator=generator)
+        self.W_K.copy_(qk_sign * self.W_Q)
+        nn.init.normal_(self.W_V, std=1 / sqrt(len(self.W_V)), generator=generator)
+        self.W_proj.copy_(vp_sign * self.W_V.T)
+
+    @torch.no_grad()
+    def mimetic_init_(self, qk_alpha, qk_beta, vp_alpha, vp_beta, generator=None):
+        """Make W_Q W_K^T and W_V W_proj look like alpha Z + beta I. Paper, section 3.2.
+
+        W_V W_proj is its target exactly. W_Q W_K^T has rank head_dim, and is the best approximation of that rank to
+        its target, which is drawn anew for each head. Query-key is drawn before value-projection, from `generator`
+        or from torch's global one.
+
+        alpha, from 0 to 1, is the size of the random part; beta, from -1 to 1, is the sign and the size of the
+        diagonal. Both None leave that product as it is. Anything else raises ValueError.
+        """
+        for name, alpha, beta in (("qk", qk_alpha, qk_beta), ("vp", vp_alpha, vp_beta)):
+            require((alpha is None) == (beta is None), f"{name}_alpha", alpha, f"off where {name}_beta is, and only there")
+            require(alpha is None or 0 <= alpha <= 1, f"{name}_alpha", alpha, "from 0 to 1")
+            require(beta is None or -1 <= beta <= 1, f"{name}_beta", beta, "from -1 to 1")
+        heads, dim, head_dim = self.W_Q.shape
+        device = self.W_Q.device
+        if qk_alpha is not None:
+            W_Q, W_K_T = balanced_factors(mimetic_target(qk_alpha, qk_beta, (heads, dim, dim), generator, device), head_dim)
+            self.W_Q.copy_(W_Q)
+            self.W_K.copy_(W_K_T.mT)
+        if vp_alpha is not None:
+            W_V, W_proj = balanced_factors(mimetic_target(vp_alpha, vp_beta, (dim, dim), generator, device), dim)
+            self.W_V.copy_(W_V)
+            self.W_proj.copy_(W_proj)
+
+
+def sincos(positions, dim):
+    """Sines and cosines of each position (n,) at dim/2 wavelengths from 2 pi to 20,000 pi: (n, dim).
+
+    Attention Is All You Need, section 3.5, with the sines in the first half. Two rows' dot product depends on their
+    distance alone and falls off with it.
+    """
+    wavelengths = 10_000 ** (torch.arange(dim // 2) / (dim // 2))
+    angles = positions[:, None] / wavelengths
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+@dataclass
+class GPTConfig:
+    """The shape of a GPT. Raises ValueError for one that cannot be built."""
+
+    vocab_size: int = 256        # bytes
+    context: int = 64            # tokens it can look back on, itself included
+    dim: int = 128
+    depth: int = 4
+    heads: int = 4
+    dropout: float = 0.0
+    position: str = "learned"    # or "sincos"
+
+    def __post_init__(self):
+        for name in ("vocab_size", "context", "dim", "depth", "heads"):
+            value = getattr(self, name)
+            require(isinstance(value, int) and value >= 1, name, value, "a whole number from 1")
+        require(self.dim % self.heads == 0, "heads", self.heads, f"a divisor of dim, {self.dim}")
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "from 0 to below 1")
+        require(self.position in ("sincos", "learned"), "position", self.position, "'sincos' or 'learned'")
+        require(self.position == "learned" or self.dim % 2 == 0, "dim", self.dim, "even with sincos positions")
+
+
+class DecoderBlock(nn.Module):
+    """Causal attention, then an MLP, each behind a LayerNorm and added to the stream."""
+
+    def __init__(self, dim, heads, dropout):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, bias=False)
+        self.attention = Attention(dim, heads, causal=True)
+        self.norm2 = nn.LayerNorm(dim, bias=False)
+        self.mlp = nn.Sequential(
+            nn.Linear(dim, 4 * dim, bias=False), nn.GELU(), nn.Linear(4 * dim, dim, bias=False))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x):
+        x = x + self.dropout(self.attention(self.norm1(x)))
+        return x + self.dropout(self.mlp(self.norm2(x)))
+
+
+class GPT(nn.Module):
+    """Tokens (batch, tokens) to the logits of each next one (batch, tokens, vocab_size)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        c = config
+        self.embed = nn.Embedding(c.vocab_size, c.dim)
+        self.dropout = nn.Dropout(c.dropout)
+        self.blocks = nn.ModuleList(DecoderBlock(c.dim, c.heads, c.dropout) for _ in range(c.depth))
+        self.norm = nn.LayerNorm(c.dim, bias=False)
+        for module in self.modules():  # GPT-2's default: N(0, 0.02^2) ...
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=0.02)
+        for block in self.blocks:      # ... and less for what is added to the stream, so that it does not grow with depth
+            for W in (block.attention.W_proj, block.mlp[2].weight):
+                nn.init.normal_(W, std=0.02 / sqrt(2 * c.depth))
+        if c.position == "learned":
+            self.position = nn.Parameter(0.02 * torch.randn(c.context, c.dim))
+        else:  # as large as the embedding they are added to
+            table = 0.02 * sqrt(2) * sincos(torch.arange(c.context), c.dim)
+            self.register_buffer("position", table, persistent=False)  # (context, dim)
+
+    def forward(self, tokens):                                        # (batch, tokens)
+        require(tokens.shape[1] <= self.config.context, "number of tokens", tokens.shape[1],
+                f"at most the context, {self.config.context}")
+        x = self.dropout(self.embed(tokens) + self.position[: tokens.shape[1]])  # (batch, tokens, dim)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x) @ self.embed.weight.T                     # tied to the embedding, as in GPT-2
+
+    @torch.no_grad()
+    def generate(self, tokens, count, temperature=1.0, generator=None):
+        """Draw `count` more tokens after `tokens` (batch, 1 or more): (batch, tokens + count)."""
+        require(temperature > 0, "temperature", temperature, "above 0")
+        for _ in range(count):
+            logits = self(tokens[:, -self.config.context :])[:, -1] / temperature
+            tokens = torch.cat([tokens, torch.multinomial(logits.softmax(-1), 1, generator=generator)], dim=1)
+        return tokens
+
+    def mimetic_init_(self, qk_alpha=0.4, qk_beta=-0.4, vp_alpha=0.02, vp_beta=0.1, generator=None):
+        """Attention.mimetic_init_ in every layer, by default with the signs of language. Returns the model.
+
+        Its value-projection beta rises with depth, on a line from -vp_beta in the first layer to vp_beta in the last.
+        """
+        require(vp_beta is None or -1 <= vp_beta <= 1, "vp_beta", vp_beta, "from -1 to 1")
+        for block, rise in zip(self.blocks, torch.linspace(-1, 1, len(self.blocks)).tolist()):
+            beta = None if vp_beta is None else rise * vp_beta
+            block.attention.mimetic_init_(qk_alpha, qk_beta, vp_alpha, beta, generator)
+        return self
+
+    def noise_init_(self, qk_alpha=0.4, vp_alpha=0.02, generator=None):
+        """The control: mimetic_init_ without its diagonals, so what it gains is due to larger weights alone."""
+        qk_beta, vp_beta = (None if alpha is None else 0.0 for alpha in (qk_alpha, vp_alpha))
+        return self.mimetic_init_(qk_alpha, qk_beta, vp_alpha, vp_beta, generator)
+
+    def simple_init_(self, generator=None):
+        """Attention.simple_init_ in every layer with the signs of language. Returns the model."""
+        for block in self.blocks:
+            block.attention.simple_init_(-1, +1, generator)
+        return self
+
+    def xavier_init_(self, generator=None):
+        """Attention.xavier_init_ in every layer. Returns the model."""
+        for block in self.blocks:
+            block.attention.xavier_init_(generator)
+        return self

@@ -1,0 +1,107 @@
+"""The options that both training scripts have, each checked before anything is trained.
+
+Whatever is wrong with one raises ValueError: `name is value: it must be ...`. From the command line, `script` turns
+that into one line on stderr and exit status 2.
+"""
+import argparse
+import inspect
+import json
+import math
+import re
+import sys
+from pathlib import Path
+
+import torch
+
+from .vit import require
+
+INITS = ("default", "xavier", "noise", "simple", "mimetic")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that raises ValueError with one line, where the original prints its usage and exits."""
+
+    def error(self, message):
+        raise ValueError(re.sub(r"^argument --(\S+): (?=is )", lambda match: match[1].replace("-", "_") + " ", message))
+
+
+def option(kind, ok, right):
+    """An argparse type: the text as a `kind` that is `ok`, else a message that says what would be `right`."""
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not ok(value):
+            raise argparse.ArgumentTypeError(f"is {text!r}: it must be {right}")
+        return value
+    return parse
+
+
+def torch_has(device):
+    try:
+        return torch.empty(1, device=device) is not None
+    except (RuntimeError, AssertionError):        # a name that torch does not know; a torch built without CUDA
+        return False
+
+
+def strength(text):
+    """An argparse type: None for "off", else a number, whose range the initialiser checks."""
+    return None if text == "off" else option(float, lambda x: True, "a number, or off")(text)
+
+
+COUNT = option(int, lambda n: n >= 1, "a whole number from 1")
+SEED = option(int, lambda n: 0 <= n < 2**63, "a whole number from 0")
+RATE = option(float, lambda x: 0 < x < math.inf, "a number above 0")
+INIT = option(str, INITS.__contains__, "one of " + ", ".join(INITS))
+DEVICE = option(str, torch_has, "a device that torch has here, such as cpu")
+
+
+def parser(description, model, config, lr, batch_size):
+    """A parser with the options of both scripts.
+
+    The defaults of the shape are those of the `config`, those of the strengths those of the `model` class.
+    """
+    p = Parser(description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p.add_argument("--init", nargs="+", type=INIT, default=["default", "noise", "mimetic"], help=", ".join(INITS))
+    p.add_argument("--seed", nargs="+", type=SEED, default=[0], help="one or more")
+    p.add_argument("--lr", nargs="+", type=RATE, default=[lr], help="peak learning rate, one or more")
+    p.add_argument("--batch-size", type=COUNT, default=batch_size, help="examples a step")
+    for name in ("dim", "depth", "heads"):
+        p.add_argument(f"--{name}", type=COUNT, default=getattr(config, name), help="of the model")
+    p.add_argument("--position", default=config.position, help="sincos or learned")
+    for name, parameter in inspect.signature(model.mimetic_init_).parameters.items():
+        if name.endswith(("_alpha", "_beta")):
+            p.add_argument("--" + name.replace("_", "-"), type=strength, default=parameter.default,
+                           help="strength for mimetic and noise; off leaves that product at the default")
+    p.add_argument("--device", type=DEVICE, default="cuda" if torch.cuda.is_available() else "cpu", help="of torch")
+    p.add_argument("--compile", action="store_true", help="torch.compile the model")
+    p.add_argument("--out", help="a new or empty folder for the results; without it a fresh one in runs/")
+    p.add_argument("--resume", metavar="DIR", help="go on with the runs in DIR, with the options they started with")
+    return p
+
+
+def parse(p, argv, task):
+    """The options in `argv`; with --resume, those that its folder was started with."""
+    options = p.parse_args(argv)
+    if options.resume is not None:
+        path = Path(options.resume, "results.json")
+        results = json.loads(path.read_text()) if path.is_file() else {}
+        require(results.get("task") == task, "resume", options.resume, f"a folder with results of {p.prog}")
+        words = sys.argv[1:] if argv is None else argv
+        others = [word for word in words if word.startswith("--") and not word.startswith("--resume")]
+        require(not others, "resume", options.resume, f"the only option: {' '.join(others)} is what it started with")
+        vars(options).update(results["config"])
+    return options
+
+
+def script(main, p):
+    """Run the `main` of a script: bad input ends in one line that names the option, and in exit status 2."""
+    try:
+        main()
+    except ValueError as error:
+        name, rest = str(error).split(" ", 1)
+        if name in vars(p.parse_args([])):
+            name = "--" + name.replace("_", "-")
+        print(f"{p.prog}: {name} {rest}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,59 @@
+"""Does a GPT learn better from a mimetic start? Train it from several, side by side, on the bytes of a text.
+
+    python train_lm.py                                       default, noise and mimetic on the Python reference: 3 minutes
+    python train_lm.py --init default mimetic --seed 0 1 2 --lr 1e-3 2e-3
+    python train_lm.py --data my_text.txt --steps 2000       your own file
+"""
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from mimetic_min import options, training
+from mimetic_min.data import load_text
+from mimetic_min.gpt import GPT, GPTConfig
+
+PARSER = options.parser(__doc__.splitlines()[0], GPT, GPTConfig, lr=1e-3, batch_size=12)
+PARSER.add_argument("--data", default="docs", help="docs, or a file of your own")
+PARSER.add_argument("--steps", type=options.COUNT, default=1000, help="batches to train on")
+PARSER.add_argument("--context", type=options.COUNT, default=GPTConfig.context, help="bytes the model looks back on")
+PARSER.add_argument("--sample", type=options.COUNT, default=200, help="bytes to write at the end of each run")
+
+def main(argv=None):
+    """Train the grid of runs that the command line asks for. Raises ValueError for an option that is wrong."""
+    o = options.parse(PARSER, argv, "lm")
+    config = GPTConfig(context=o.context, dim=o.dim, depth=o.depth, heads=o.heads, position=o.position)
+    text, validation = load_text(o.data, o.context)
+
+    def windows(text, starts):                                  # (batch, context + 1): each byte and the one after it
+        return torch.from_numpy(text[starts[:, None] + np.arange(o.context + 1)]).long().to(o.device)
+
+    def cross_entropy(model, tokens):                           # nats a byte
+        return F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+
+    def loss(model, seed, step):
+        starts = np.random.default_rng([seed, step]).integers(0, len(text) - o.context, o.batch_size)
+        return cross_entropy(model, windows(text, starts))
+
+    def evaluate(model):                                        # side by side; some 1,000 windows of a longer text
+        starts = np.arange(0, len(validation) - o.context, o.context)
+        starts = starts[:: max(1, len(starts) // 1000)]
+        nats = sum(len(s) * cross_entropy(model, windows(validation, s)).item() for s in np.split(starts, range(64, len(starts), 64)))
+        nats = nats / len(starts)
+        return {"loss": nats, "bpc": nats / math.log(2), "perplexity": math.exp(nats)}
+
+    def sample(model, seed):
+        generator = torch.Generator(o.device).manual_seed(seed)
+        newline = torch.tensor([[ord("\n")]], device=o.device)
+        return bytes(model.generate(newline, o.sample, 0.8, generator)[0].tolist()).decode(errors="replace")
+
+    runs = training.run_grid(training.Experiment(
+        task="lm", model=lambda: GPT(config), loss=loss, evaluate=evaluate, steps=o.steps,
+        betas=(0.9, 0.99), weight_decay=0.1, sample=sample), o, PARSER)
+    for run in runs:
+        if run["seed"] == o.seed[0]: print(run["init"], run["lr"], run["sample"])
+
+
+if __name__ == "__main__":
+    options.script(main, PARSER)

@@ -1,0 +1,62 @@
+"""Does a vision transformer learn better from a mimetic start? Train it from several, side by side, on small images.
+
+    python train_vit.py                                      default, noise and mimetic on the digits: about a minute
+    python train_vit.py --init default mimetic --seed 0 1 2 --lr 1e-3 2e-3
+    python train_vit.py --data my_images.npz --patch-size 4  your own images (see README.md)
+"""
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from mimetic_min import options, training
+from mimetic_min.data import load_images
+from mimetic_min.vit import ViT, ViTConfig, require
+
+PARSER = options.parser(__doc__.splitlines()[0], ViT, ViTConfig, lr=2e-3, batch_size=50)
+PARSER.add_argument("--data", default="digits", help="digits, or an .npz of your own")
+PARSER.add_argument("--epochs", type=options.COUNT, default=40, help="passes over the training images")
+PARSER.add_argument("--patch-size", type=options.COUNT, default=ViTConfig.patch_size, help="pixels a side of a token")
+PARSER.add_argument("--limit", type=options.COUNT, help="train on the first so many images alone")
+
+
+def main(argv=None):
+    """Train the grid of runs that the command line asks for. Raises ValueError for an option that is wrong."""
+    o = options.parse(PARSER, argv, "vit")
+    train_images, train_labels, test_images, test_labels = (t.to(o.device) for t in load_images(o.data, o.limit))
+    config = ViTConfig(image_size=train_images.shape[-1], patch_size=o.patch_size, channels=train_images.shape[1],
+                       classes=int(train_labels.max()) + 1, dim=o.dim, depth=o.depth, heads=o.heads, position=o.position)
+    require(o.batch_size <= len(train_images), "batch_size", o.batch_size,
+            f"at most {len(train_images)}, the number of training images")
+    steps_an_epoch = len(train_images) // o.batch_size
+
+    pixels = train_images.double()
+    mean = pixels.mean((0, 2, 3), keepdim=True).float()
+    deviation = pixels.std((0, 2, 3), keepdim=True).float()
+
+    def normalise(images):                                      # uint8 to about N(0, 1) in each channel
+        return (images - mean) / deviation
+
+    @lru_cache(1)
+    def order(seed, epoch):                                     # the shuffle of one epoch
+        return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(len(train_images)))
+
+    def loss(model, seed, step):
+        epoch, i = divmod(step, steps_an_epoch)
+        batch = order(seed, epoch)[i * o.batch_size : (i + 1) * o.batch_size]
+        return F.cross_entropy(model(normalise(train_images[batch])), train_labels[batch])
+
+    def evaluate(model):                                        # every test image once
+        correct = 0
+        for images, labels in zip(test_images.split(1000), test_labels.split(1000)):
+            correct += (model(normalise(images)).argmax(-1) == labels).sum().item()
+        return {"accuracy": correct / len(test_images)}
+
+    training.run_grid(training.Experiment(
+        task="vit", model=lambda: ViT(config), loss=loss, evaluate=evaluate, steps=o.epochs * steps_an_epoch,
+        betas=(0.9, 0.999), weight_decay=0.05), o, PARSER)
+
+
+if __name__ == "__main__":
+    options.script(main, PARSER)
