@@ -1,6 +1,6 @@
 """Does a GPT learn better from a mimetic start? Train it from several, side by side, on the bytes of a text.
 
-    python train_lm.py                                       default, noise and mimetic on the Python reference: 3 minutes
+    python train_lm.py                                       default, noise and mimetic on the Python reference
     python train_lm.py --init default mimetic --seed 0 1 2 --lr 1e-3 2e-3
     python train_lm.py --data my_text.txt --steps 2000       your own file
 """
@@ -18,15 +18,16 @@ PARSER = options.parser(__doc__.splitlines()[0], GPT, GPTConfig, lr=1e-3, batch_
 PARSER.add_argument("--data", default="docs", help="docs, or a file of your own")
 PARSER.add_argument("--steps", type=options.COUNT, default=1000, help="batches to train on")
 PARSER.add_argument("--context", type=options.COUNT, default=GPTConfig.context, help="bytes the model looks back on")
-PARSER.add_argument("--sample", type=options.COUNT, default=200, help="bytes to write at the end of each run")
+PARSER.add_argument("--sample", type=options.COUNT, default=200, help="bytes that each trained model writes")
+
 
 def main(argv=None):
-    """Train the grid of runs that the command line asks for. Raises ValueError for an option that is wrong."""
+    """Train the grid of runs that the options ask for. Raises ValueError for one that is wrong."""
     o = options.parse(PARSER, argv, "lm")
     config = GPTConfig(context=o.context, dim=o.dim, depth=o.depth, heads=o.heads, position=o.position)
     text, validation = load_text(o.data, o.context)
 
-    def windows(text, starts):                                  # (batch, context + 1): each byte and the one after it
+    def windows(text, starts):                                  # each byte and the next one: (batch, context + 1)
         return torch.from_numpy(text[starts[:, None] + np.arange(o.context + 1)]).long().to(o.device)
 
     def cross_entropy(model, tokens):                           # nats a byte
@@ -36,23 +37,26 @@ def main(argv=None):
         starts = np.random.default_rng([seed, step]).integers(0, len(text) - o.context, o.batch_size)
         return cross_entropy(model, windows(text, starts))
 
-    def evaluate(model):                                        # side by side; some 1,000 windows of a longer text
+    def evaluate(model):                                        # windows side by side; of a long text about 1,000
         starts = np.arange(0, len(validation) - o.context, o.context)
         starts = starts[:: max(1, len(starts) // 1000)]
-        nats = sum(len(s) * cross_entropy(model, windows(validation, s)).item() for s in np.split(starts, range(64, len(starts), 64)))
-        nats = nats / len(starts)
+        nats = 0.0
+        for batch in np.split(starts, range(64, len(starts), 64)):
+            nats += cross_entropy(model, windows(validation, batch)).item() * len(batch) / len(starts)
         return {"loss": nats, "bpc": nats / math.log(2), "perplexity": math.exp(nats)}
 
     def sample(model, seed):
         generator = torch.Generator(o.device).manual_seed(seed)
         newline = torch.tensor([[ord("\n")]], device=o.device)
-        return bytes(model.generate(newline, o.sample, 0.8, generator)[0].tolist()).decode(errors="replace")
+        tokens = model.generate(newline, o.sample, temperature=0.8, generator=generator)
+        return bytes(tokens[0, 1:].tolist()).decode(errors="replace")
 
     runs = training.run_grid(training.Experiment(
         task="lm", model=lambda: GPT(config), loss=loss, evaluate=evaluate, steps=o.steps,
-        betas=(0.9, 0.99), weight_decay=0.1, sample=sample), o, PARSER)
-    for run in runs:
-        if run["seed"] == o.seed[0]: print(run["init"], run["lr"], run["sample"])
+        betas=(0.9, 0.99), weight_decay=0.1, sample=sample), o)  # nanoGPT's recipe for characters
+    for init in o.init:
+        run = next(run for run in runs if run["init"] == init)
+        print(f"\n---- {init}, seed {run['seed']}, lr {run['lr']:g}, writes:\n{run['sample']}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Does a vision transformer learn better from a mimetic start? Train it from several, side by side, on small images.
 
-    python train_vit.py                                      default, noise and mimetic on the digits: about a minute
+    python train_vit.py                                      default, noise and mimetic on the digits: a minute
     python train_vit.py --init default mimetic --seed 0 1 2 --lr 1e-3 2e-3
     python train_vit.py --data my_images.npz --patch-size 4  your own images (see README.md)
 """
@@ -25,8 +25,8 @@ def main(argv=None):
     """Train the grid of runs that the command line asks for. Raises ValueError for an option that is wrong."""
     o = options.parse(PARSER, argv, "vit")
     train_images, train_labels, test_images, test_labels = (t.to(o.device) for t in load_images(o.data, o.limit))
-    config = ViTConfig(image_size=train_images.shape[-1], patch_size=o.patch_size, channels=train_images.shape[1],
-                       classes=int(train_labels.max()) + 1, dim=o.dim, depth=o.depth, heads=o.heads, position=o.position)
+    channels, image_size, classes = train_images.shape[1], train_images.shape[2], int(train_labels.max()) + 1
+    config = ViTConfig(image_size, o.patch_size, channels, classes, o.dim, o.depth, o.heads, o.position)
     require(o.batch_size <= len(train_images), "batch_size", o.batch_size,
             f"at most {len(train_images)}, the number of training images")
     steps_an_epoch = len(train_images) // o.batch_size
@@ -55,7 +55,7 @@ def main(argv=None):
 
     training.run_grid(training.Experiment(
         task="vit", model=lambda: ViT(config), loss=loss, evaluate=evaluate, steps=o.epochs * steps_an_epoch,
-        betas=(0.9, 0.999), weight_decay=0.05), o, PARSER)
+        betas=(0.9, 0.999), weight_decay=0.05), o)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,9 @@
+"""Mimetic initialization of transformers, a reference implementation to read, copy and teach from.
+
+vit.py        a vision transformer and the initialiser, in one file that needs torch alone
+gpt.py        a GPT and the same initialiser, likewise
+data.py       images and text for the two training scripts
+options.py    their options, each checked before anything is trained
+training.py   one run, the grid of runs, and what they leave behind
+report.py     the line of progress and the closing table
+"""

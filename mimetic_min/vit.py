@@ -20,23 +20,23 @@ from torch import nn
 
 
 def require(ok, name, value, right):
-    """Raise ValueError, which names the argument, its value and what would be right, unless `ok`."""
+    """Raise ValueError, with the name of the argument, its value and what would be right, unless `ok`."""
     if not ok:
         raise ValueError(f"{name} is {value!r}: it must be {right}")
 
 
-def mimetic_target(alpha, beta, shape, generator=None, device=None):
-    """A = alpha Z + beta I, with fresh Z of entries N(0, 1/d); `shape` is (..., d, d). Paper, equation 4."""
-    device = generator.device if generator is not None else device  # torch draws only where the generator lives
+def mimetic_target(alpha, beta, shape, generator=None):
+    """A = alpha Z + beta I for each d x d matrix of `shape` (..., d, d), with fresh Z of entries N(0, 1/d)."""
+    device = generator.device if generator else None                 # torch draws where the generator lives
     Z = torch.randn(shape, generator=generator, device=device) / sqrt(shape[-1])
     return alpha * Z + beta * torch.eye(shape[-1], device=device)
 
 
 def balanced_factors(A, rank):
-    """The L (..., d, rank) and R (..., rank, d) whose product is the best approximation of A (..., d, d) of that rank.
+    """L (..., d, rank) and R (..., rank, d) whose product L R is the best approximation of A (..., d, d) of that rank.
 
-    With the SVD A = U S V^T they are L = U_r S_r^(1/2) and R = S_r^(1/2) V_r^T (Eckart and Young, 1936). Half of each
-    singular value goes to either side, so that L^T L = R R^T: neither factor is larger than the other.
+    With the SVD A = U S V^T: L = U_r S_r^(1/2) and R = S_r^(1/2) V_r^T (Eckart and Young, 1936). Half of each singular
+    value goes to either side, so the factors are balanced, L^T L = R R^T.
     """
     U, S, Vt = torch.linalg.svd(A)
     root = S[..., :rank].sqrt()
@@ -44,18 +44,18 @@ def balanced_factors(A, rank):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with its four weights spelled out and no biases.
+    """Multi-head self-attention with its four weights spelled out and without biases.
 
-    W_Q, W_K  (heads, dim, head_dim)   each head has its own pair
-    W_V       (dim, dim)               head i makes the columns i * head_dim to (i + 1) * head_dim
-    W_proj    (dim, dim)               and its output meets the rows of the same numbers
+    W_Q, W_K  (heads, dim, head_dim)   a pair for each head
+    W_V       (dim, dim)               head i makes the columns from i * head_dim on
+    W_proj    (dim, dim)               which meet the rows from i * head_dim on
 
-    With `causal`, a token attends to itself and to those before it. Raises ValueError unless heads divides dim.
+    If `causal`, a token attends to itself and those before it. Raises ValueError if `heads` does not divide `dim`.
     """
 
     def __init__(self, dim, heads, causal=False):
         super().__init__()
-        require(heads >= 1 and dim >= 1 and dim % heads == 0, "heads", heads, f"a divisor of dim {dim}")
+        require(1 <= heads <= dim and dim % heads == 0, "heads", heads, f"a divisor of dim, {dim}")
         self.causal = causal
         self.W_Q = nn.Parameter(torch.empty(heads, dim, dim // heads))
         self.W_K = nn.Parameter(torch.empty(heads, dim, dim // heads))
@@ -68,45 +68,46 @@ class Attention(nn.Module):
         k = torch.einsum("bnd,hdk->bhnk", x, self.W_K)
         v = (x @ self.W_V).unflatten(-1, (len(self.W_Q), -1)).transpose(1, 2)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
-        return y.transpose(1, 2).flatten(2) @ self.W_proj            # heads side by side: (batch, tokens, dim)
+        return y.transpose(1, 2).flatten(2) @ self.W_proj            # heads side by side, mixed: (batch, tokens, dim)
 
     def attention_map(self, x):
         """softmax(x W_Q W_K^T x^T / sqrt(head_dim)), the map that `forward` uses: (batch, heads, tokens, tokens)."""
-        logits = torch.einsum("bnd,hdk->bhnk", x, self.W_Q) @ torch.einsum("bnd,hdk->bhkn", x, self.W_K)
-        logits = logits / sqrt(self.W_Q.shape[-1])
+        q = torch.einsum("bnd,hdk->bhnk", x, self.W_Q)
+        k = torch.einsum("bnd,hdk->bhnk", x, self.W_K)
+        logits = q @ k.mT / sqrt(q.shape[-1])
         if self.causal:
             future = torch.ones(logits.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
             logits = logits.masked_fill(future, -torch.inf)
         return logits.softmax(-1)
 
     def qk_product(self):
-        """W_Q W_K^T of each head: (heads, dim, dim), of rank head_dim."""
+        """W_Q W_K^T of each head, of rank head_dim: (heads, dim, dim)."""
         return self.W_Q @ self.W_K.mT
 
     def vp_product(self):
-        """W_V W_proj, over all heads: (dim, dim)."""
+        """W_V W_proj of all heads together: (dim, dim)."""
         return self.W_V @ self.W_proj
 
     def default_init_(self, generator=None):
-        """The field's usual start: all entries N(0, 0.02^2), as in GPT-2 and in timm's vision transformers.
+        """The field's usual start: every entry N(0, 0.02^2), as in GPT-2 and in timm's vision transformers.
 
-        (timm asks for a truncated normal, but cuts it at +-2, which is 100 standard deviations.)
+        (timm draws a truncated normal, but cuts it at -2 and 2, a hundred standard deviations out.)
         """
         for W in self.parameters():
             nn.init.normal_(W, std=0.02, generator=generator)
 
     def xavier_init_(self, generator=None):
-        """Each of the four as one dim x dim matrix, uniform with variance 1/dim (Glorot and Bengio, 2010, eq. 16)."""
+        """All four uniform with variance 1/dim, as dim x dim matrices have it (Glorot and Bengio, 2010)."""
         bound = sqrt(3 / len(self.W_V))
         for W in self.parameters():
             nn.init.uniform_(W, -bound, bound, generator=generator)
 
     @torch.no_grad()
     def simple_init_(self, qk_sign, vp_sign, generator=None):
-        """Make W_Q W_K^T about qk_sign I in every head and W_V W_proj about vp_sign I. Paper, section 3.
+        """The paper's simple form: W_Q W_K^T about qk_sign I in each head, and W_V W_proj about vp_sign I.
 
-        Z Z^T is about I when Z has d rows and entries of variance 1/columns; one random Z gives both factors. The
-        signs are +1 or -1 (else ValueError). This form fixes the strength; mimetic_init_ lets it be chosen.
+        Z Z^T is about I for a random Z with entries of variance 1/columns, so one Z makes both factors of a product.
+        The signs are 1 or -1, else ValueError; the strength of the diagonal is no choice here.
         """
         require(qk_sign in (1, -1), "qk_sign", qk_sign, "1 or -1")
         require(vp_sign in (1, -1), "vp_sign", vp_sign, "1 or -1")
@@ -117,39 +118,35 @@ class Attention(nn.Module):
 
     @torch.no_grad()
     def mimetic_init_(self, qk_alpha, qk_beta, vp_alpha, vp_beta, generator=None):
-        """Make W_Q W_K^T and W_V W_proj look like alpha Z + beta I. Paper, section 3.2.
+        """The paper's controlled form: both products about alpha Z + beta I, each with its own alpha and beta.
 
-        W_V W_proj is its target exactly. W_Q W_K^T has rank head_dim, and is the best approximation of that rank to
-        its target, which is drawn anew for each head. Query-key is drawn before value-projection, from `generator`
-        or from torch's global one.
-
-        alpha, from 0 to 1, is the size of the random part; beta, from -1 to 1, is the sign and the size of the
-        diagonal. Both None leave that product as it is. Anything else raises ValueError.
+        alpha, from 0 to 1, is the size of the random part, beta, from -1 to 1, the sign and the size of the diagonal.
+        W_Q W_K^T is the best approximation of rank head_dim, each head with a Z of its own; W_V W_proj is exact. Both
+        None leave a product as it is. Anything else raises ValueError, and nothing is changed.
         """
         for name, alpha, beta in (("qk", qk_alpha, qk_beta), ("vp", vp_alpha, vp_beta)):
-            require((alpha is None) == (beta is None), f"{name}_alpha", alpha, f"off where {name}_beta is, and only there")
             require(alpha is None or 0 <= alpha <= 1, f"{name}_alpha", alpha, "from 0 to 1")
             require(beta is None or -1 <= beta <= 1, f"{name}_beta", beta, "from -1 to 1")
+            require((alpha is None) == (beta is None), f"{name}_alpha", alpha, f"off (None) just where {name}_beta is")
         heads, dim, head_dim = self.W_Q.shape
-        device = self.W_Q.device
         if qk_alpha is not None:
-            W_Q, W_K_T = balanced_factors(mimetic_target(qk_alpha, qk_beta, (heads, dim, dim), generator, device), head_dim)
+            A = mimetic_target(qk_alpha, qk_beta, (heads, dim, dim), generator)
+            W_Q, W_K_transposed = balanced_factors(A.to(self.W_Q.device), head_dim)
             self.W_Q.copy_(W_Q)
-            self.W_K.copy_(W_K_T.mT)
+            self.W_K.copy_(W_K_transposed.mT)
         if vp_alpha is not None:
-            W_V, W_proj = balanced_factors(mimetic_target(vp_alpha, vp_beta, (dim, dim), generator, device), dim)
+            A = mimetic_target(vp_alpha, vp_beta, (dim, dim), generator)
+            W_V, W_proj = balanced_factors(A.to(self.W_V.device), dim)
             self.W_V.copy_(W_V)
             self.W_proj.copy_(W_proj)
 
 
 def sincos(positions, dim):
-    """Sines and cosines of each position (n,) at dim/2 wavelengths from 2 pi to 20,000 pi: (n, dim).
+    """Sines and cosines of the positions (n,) at dim/2 wavelengths, from 2 pi to almost 20,000 pi: (n, dim).
 
-    Attention Is All You Need, section 3.5, with the sines in the first half. Two rows' dot product depends on their
-    distance alone and falls off with it.
+    Attention Is All You Need, section 3.5, with all sines first. Two rows' dot product falls off with their distance.
     """
-    wavelengths = 10_000 ** (torch.arange(dim // 2) / (dim // 2))
-    angles = positions[:, None] / wavelengths
+    angles = positions[:, None] / 10_000 ** (torch.arange(dim // 2) / (dim // 2))
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
@@ -172,7 +169,6 @@ class ViTConfig:
             require(isinstance(value, int) and value >= 1, name, value, "a whole number from 1")
         require(self.image_size % self.patch_size == 0, "patch_size", self.patch_size,
                 f"a divisor of the image size, {self.image_size}")
-        require(self.dim % self.heads == 0, "heads", self.heads, f"a divisor of dim, {self.dim}")
         require(self.position in ("sincos", "learned"), "position", self.position, "'sincos' or 'learned'")
         require(self.position == "learned" or self.dim % 4 == 0, "dim", self.dim,
                 "a multiple of 4 with sincos positions")
@@ -198,8 +194,8 @@ class ViT(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.config = config
-        c, grid = config, config.image_size // config.patch_size
+        self.config = c = config
+        grid = c.image_size // c.patch_size
         self.embed = nn.Linear(c.channels * c.patch_size**2, c.dim)
         if c.position == "learned":
             self.position = nn.Parameter(0.02 * torch.randn(grid * grid, c.dim))
@@ -210,8 +206,8 @@ class ViT(nn.Module):
         self.blocks = nn.ModuleList(EncoderBlock(c.dim, c.heads) for _ in range(c.depth))
         self.norm = nn.LayerNorm(c.dim)
         self.head = nn.Linear(c.dim, c.classes)
-        for module in [*self.blocks.modules(), self.head]:  # timm's default; the patch embedding keeps PyTorch's, as there
-            if isinstance(module, nn.Linear):
+        for module in [*self.blocks.modules(), self.head]:
+            if isinstance(module, nn.Linear):  # timm's default, which leaves the patch embedding at PyTorch's
                 nn.init.normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
 
@@ -223,7 +219,7 @@ class ViT(nn.Module):
         return self.head(self.norm(x).mean(1))                        # (batch, classes)
 
     def mimetic_init_(self, qk_alpha=0.7, qk_beta=0.7, vp_alpha=0.4, vp_beta=-0.4, generator=None):
-        """Attention.mimetic_init_ in every layer, by default with the paper's strengths for vision. Returns the model."""
+        """Attention.mimetic_init_ in every layer, by default at the paper's strengths for vision. Returns the model."""
         for block in self.blocks:
             block.attention.mimetic_init_(qk_alpha, qk_beta, vp_alpha, vp_beta, generator)
         return self
@@ -237,10 +233,4 @@ class ViT(nn.Module):
         """Attention.simple_init_ in every layer with the signs of vision. Returns the model."""
         for block in self.blocks:
             block.attention.simple_init_(+1, -1, generator)
-        return self
-
-    def xavier_init_(self, generator=None):
-        """Attention.xavier_init_ in every layer. Returns the model."""
-        for block in self.blocks:
-            block.attention.xavier_init_(generator)
         return self
