@@ -22,7 +22,7 @@ PARSER.add_argument("--limit", type=options.COUNT, help="train on the first so m
 
 
 def main(argv=None):
-    """Train the grid of runs that the command line asks for. Raises ValueError for an option that is wrong."""
+    """Train the grid of runs that the options ask for. Raises ValueError for one that is wrong."""
     o = options.parse(PARSER, argv, "vit")
     train_images, train_labels, test_images, test_labels = (t.to(o.device) for t in load_images(o.data, o.limit))
     channels, image_size, classes = train_images.shape[1], train_images.shape[2], int(train_labels.max()) + 1
@@ -33,9 +33,10 @@ def main(argv=None):
 
     pixels = train_images.double()
     mean = pixels.mean((0, 2, 3), keepdim=True).float()
-    deviation = pixels.std((0, 2, 3), keepdim=True).float()
+    deviation = pixels.std((0, 2, 3), correction=0, keepdim=True).float()
+    deviation[deviation == 0] = 1.0                             # a channel that is all one value becomes all zero
 
-    def normalise(images):                                      # uint8 to about N(0, 1) in each channel
+    def normalise(images):                                      # uint8 to mean 0 and deviation 1 in each channel
         return (images - mean) / deviation
 
     @lru_cache(1)

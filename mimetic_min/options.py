@@ -87,7 +87,7 @@ def parse(p, argv, task):
     if options.resume is not None:
         path = Path(options.resume, "results.json")
         results = json.loads(path.read_text()) if path.is_file() else {}
-        require(results.get("task") == task, "resume", options.resume, f"a folder with results of {p.prog}")
+        require(results.get("task") == task, "resume", options.resume, f"a folder with results of train_{task}.py")
         words = sys.argv[1:] if argv is None else argv
         others = [word for word in words if word.startswith("--") and not word.startswith("--resume")]
         require(not others, "resume", options.resume, f"the only option: {' '.join(others)} is what it started with")

@@ -49,7 +49,7 @@ def initialise(model, init, options):
 
 
 def rate(step, steps, peak):
-    """nanoGPT's schedule: a warmup of 100 steps, or a tenth of a short run, then a half cosine to a tenth of the peak."""
+    """nanoGPT's schedule: a warmup of 100 steps, a tenth of a short run, then a half cosine to a tenth of the peak."""
     warmup = min(100, steps // 10)
     if step < warmup:
         return peak * (step + 1) / (warmup + 1)
@@ -122,8 +122,7 @@ def run_grid(experiment, options):
     """
     model = experiment.model()
     model.blocks = model.blocks[:1]                            # one layer is enough to check the strengths
-    for init in options.init:
-        initialise(model, init, options)
+    initialise(model, "mimetic", options)
     script = f"train_{experiment.task}.py"
     if options.resume is None:
         folder = new_folder(options.out, f"runs/{experiment.task}-{Path(options.data).stem}", script)
@@ -159,7 +158,7 @@ def run_grid(experiment, options):
 
 
 def new_folder(out, name, script):
-    """Make the folder `out`, which may be there if it is empty, or without it the first of name, name-2, ... not there."""
+    """Make the folder `out`, which may be there if it is empty; without it, the first free of name, name-2, name-3."""
     for n in count(1):
         folder = Path(out or (f"{name}-{n}" if n > 1 else name))
         try:

@@ -2,10 +2,12 @@
 import sys
 from pathlib import Path
 
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-# No deadline: tests do not measure time. No database: test_teeth.py runs the properties on code that is wrong.
-settings.register_profile("suite", deadline=None, database=None, max_examples=40)
+# No deadline: tests do not measure time. No database and no shrinking: the examples are a few small numbers, and
+# test_teeth.py makes the properties fail on purpose.
+phases = (Phase.explicit, Phase.generate)
+settings.register_profile("suite", deadline=None, database=None, phases=phases, report_multiple_bugs=False)
 settings.load_profile("suite")

@@ -1,0 +1,346 @@
+"""The two scripts from their command lines to their run folders, and the parts that they share."""
+import csv
+import json
+import os
+import pickle
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import train_lm
+import train_vit
+from mimetic_min import data, gpt, report, training, vit
+
+ROOT = Path(train_vit.__file__).parent
+SHORT = {  # seconds, not minutes
+    "vit": ["--epochs", "4", "--limit", "300", "--dim", "32", "--depth", "2"],
+    "lm": ["--steps", "24", "--dim", "32", "--depth", "2", "--heads", "2", "--context", "16", "--sample", "9"],
+}
+MAIN = {"vit": train_vit.main, "lm": train_lm.main}
+both_scripts = pytest.mark.parametrize("task", ["vit", "lm"])
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def script(task, *words, **more):
+    return subprocess.run([sys.executable, ROOT / f"train_{task}.py", *words], capture_output=True, text=True, **more)
+
+
+def results(folder):
+    return json.loads(Path(folder, "results.json").read_text())
+
+
+# ---- end to end
+
+@both_scripts
+def test_a_short_run_from_the_command_line(task):
+    """The default three inits: the loss falls, the table compares them, and the run folder is complete."""
+    done = script(task, *SHORT[task])
+    assert done.returncode == 0 and done.stderr == ""
+    folder = Path("runs", {"vit": "vit-digits", "lm": "lm-docs"}[task])
+    found = results(folder)
+    assert (found["task"], found["data"]) == (task, {"vit": "digits", "lm": "docs"}[task])
+    assert [run["init"] for run in found["runs"]] == ["default", "noise", "mimetic"]
+    steps = 24
+    metrics = {"vit": {"accuracy"}, "lm": {"loss", "bpc", "perplexity"}}[task]
+    with open(folder / "log.csv") as file:
+        log = list(csv.DictReader(file))
+    for run in found["runs"]:
+        assert run["seed"] == 0 and run["lr"] == {"vit": 2e-3, "lm": 1e-3}[task] and run["seconds"] > 0
+        assert run["steps"] == steps and [point["step"] for point in run["curve"]] == list(range(3, steps + 1, 3))
+        assert run["curve"][-1]["train_loss"] < run["curve"][0]["train_loss"]
+        assert run["final"].keys() == metrics
+        columns = run["curve"][0].keys()
+        assert [{name: float(row[name]) for name in columns} for row in log if row["init"] == run["init"]] == run["curve"]
+        state = torch.load(folder / f"{run['init']}-seed0-lr{run['lr']}.pt", weights_only=True)
+        config = state["config"]
+        model = vit.ViT(vit.ViTConfig(**config)) if task == "vit" else gpt.GPT(gpt.GPTConfig(**config))
+        model.load_state_dict(state["model"])
+        assert sum(p.numel() for p in model.parameters()) == run["parameters"]
+        if task == "vit":  # the weights in the folder are those that the accuracy is of
+            train_images, _, images, labels = data.load_images("digits", 300)
+            pixels = train_images.double()
+            with torch.no_grad():
+                guess = model(((images - pixels.mean()) / pixels.std(correction=0)).float()).argmax(-1)
+            right = (guess == labels).sum().item()
+            assert abs(right - run["final"]["accuracy"] * 797) <= 1  # rounding may tip one that is on the edge
+        else:
+            assert run["final"]["bpc"] == pytest.approx(run["final"]["loss"] / np.log(2))
+            assert run["final"]["perplexity"] == pytest.approx(np.exp(run["final"]["loss"]))
+            assert f"---- {run['init']}, seed 0, lr 0.001, writes:\n{run['sample']}" in done.stdout
+    assert done.stdout.count("s left\n") == 3 * 8 and "\r" not in done.stdout
+    assert "\n".join(report.table(found["runs"])) in done.stdout
+
+
+def test_progress_is_one_line_in_place_on_a_terminal():
+    """On a terminal each run has one line, overwritten as it goes on: step, loss, metric and time left."""
+    here, there = pty.openpty()
+    child = subprocess.Popen([sys.executable, ROOT / "train_vit.py", *SHORT["vit"], "--init", "default"],
+                             stdout=there, stderr=there)
+    os.close(there)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(here, 65536)
+        except OSError:                                              # what Linux answers once the other end is closed
+            break
+    assert child.wait() == 0
+    updates = shown.decode().split("\r\x1b[K")[1:]
+    assert len(updates) > 3 and all("\n" not in update for update in updates[:-1])
+    last = updates[-1].splitlines()[0]
+    assert re.fullmatch(r"default  seed 0  lr 0.002  step 24/24  loss \d\.\d{3}  accuracy \d+\.\d %  0 s left", last)
+
+
+@both_scripts
+def test_the_same_seed_gives_the_same_result_and_no_two_seeds_do(task):
+    MAIN[task]([*SHORT[task], "--seed", "0", "1", "--init", "mimetic", "--out", "a"])
+    MAIN[task]([*SHORT[task], "--seed", "0", "--init", "default", "mimetic", "--out", "b"])
+    a, b = results("a")["runs"], results("b")["runs"]
+    assert a[0]["curve"] == b[1]["curve"]
+    assert a[0]["curve"] != a[1]["curve"] and b[0]["curve"] != b[1]["curve"]
+
+
+@both_scripts
+@pytest.mark.parametrize("stop", [1, 7, 10, 24, 31])
+def test_an_interrupted_grid_goes_on_to_the_same_results(task, stop, monkeypatch, capsys):
+    """Ctrl-C after any step, then --resume: all figures but the times are those of a grid that was never stopped."""
+    options = [*SHORT[task], "--init", "default", "mimetic"]
+    MAIN[task]([*options, "--out", "whole"])
+    steps = iter(range(1, 1000))
+    show = report.Progress.show
+
+    def interrupt(*arguments, **more):
+        show(*arguments, **more)
+        if next(steps) == stop:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Progress, "show", interrupt)
+        with pytest.raises(SystemExit) as end:
+            MAIN[task]([*options, "--out", "cut"])
+    assert end.value.code == 130
+    assert f"to go on: python train_{task}.py --resume cut" in capsys.readouterr().err
+    MAIN[task](["--resume", "cut"])
+    whole, cut = results("whole"), results("cut")
+    for run in whole["runs"] + cut["runs"]:
+        run.pop("seconds")
+    assert whole == cut
+    assert Path("whole/log.csv").read_text() == Path("cut/log.csv").read_text()
+
+
+def test_the_strengths_reach_the_initialiser():
+    """--qk-beta and the others change what mimetic is, and off leaves a product at the default initialisation."""
+    p = train_lm.PARSER.parse_args(["--qk-alpha", "off", "--qk-beta", "off", "--vp-alpha", "0", "--vp-beta", "-0.5"])
+    torch.manual_seed(0)
+    model = gpt.GPT(gpt.GPTConfig(dim=16, heads=2, depth=3))
+    before = [block.attention.qk_product().detach().clone() for block in model.blocks]
+    training.initialise(model, "mimetic", p)
+    for block, qk, beta in zip(model.blocks, before, (0.5, 0.0, -0.5)):
+        assert torch.equal(block.attention.qk_product(), qk)
+        torch.testing.assert_close(block.attention.vp_product(), beta * torch.eye(16))
+    training.initialise(model, "noise", p)
+    assert all(torch.equal(block.attention.vp_product(), torch.zeros(16, 16)) for block in model.blocks)
+
+
+# ---- bad input
+
+BAD = [
+    ("vit", "--epochs 0", "epochs is '0': it must be a whole number from 1"),
+    ("vit", "--epochs ten", "epochs is 'ten': it must be a whole number from 1"),
+    ("vit", "--lr 1e-3 0", "lr is '0': it must be a number above 0"),
+    ("vit", "--lr nan", "lr is 'nan': it must be a number above 0"),
+    ("vit", "--seed -1", "seed is '-1': it must be a whole number from 0"),
+    ("vit", "--batch-size 1001", "batch_size is 1001: it must be at most 1000, the number of training images"),
+    ("vit", "--limit 1001", "limit is 1001: it must be from 1 to 1000, the number of training images"),
+    ("vit", "--patch-size 3", "patch_size is 3: it must be a divisor of the image size, 8"),
+    ("vit", "--heads 5", "heads is 5: it must be a divisor of dim, 64"),
+    ("vit", "--dim 66 --heads 1", "dim is 66: it must be a multiple of 4 with sincos positions"),
+    ("vit", "--position sine", "position is 'sine': it must be 'sincos' or 'learned'"),
+    ("vit", "--init mimetik", "init is 'mimetik': it must be one of default, xavier, noise, simple, mimetic"),
+    ("vit", "--init default --qk-beta 1.5", "qk_beta is 1.5: it must be from -1 to 1"),
+    ("vit", "--qk-alpha nan", "qk_alpha is nan: it must be from 0 to 1"),
+    ("vit", "--qk-alpha of", "qk_alpha is 'of': it must be a number, or off"),
+    ("vit", "--vp-beta off", "vp_alpha is 0.4: it must be off (None) just where vp_beta is"),
+    ("vit", "--device tpu", "device is 'tpu': it must be a device that torch has here, such as cpu"),
+    ("vit", "--data cats.npz", "data is 'cats.npz': it must be 'digits' or an .npz with the arrays train_images, "
+     "train_labels, test_images, test_labels; it cannot be read (No such file or directory)"),
+    ("vit", "--resume nowhere", "resume is 'nowhere': it must be a folder with results of train_vit.py"),
+    ("vit", "--epoch 3", "unrecognized arguments: --epoch 3"),
+    ("vit", "--out file", "out is 'file': it must be a new or empty folder"
+     " (to go on with runs in it: python train_vit.py --resume file)"),
+    ("lm", "--steps 1.5", "steps is '1.5': it must be a whole number from 1"),
+    ("lm", "--context 50000", "data is 'docs': it must be longer: the last tenth of its"),
+    ("lm", "--data no.txt", "data is 'no.txt': it must be 'docs' or a file; it cannot be read"
+     " (No such file or directory)"),
+    ("lm", "--vp-beta 2", "vp_beta is 2.0: it must be from -1 to 1"),
+    ("lm", "--position sincos --dim 33 --heads 3", "dim is 33: it must be even with sincos positions"),
+]
+
+
+@pytest.mark.parametrize("task, words, message", BAD, ids=[f"{task} {words}" for task, words, _ in BAD])
+def test_bad_input_is_a_ValueError_and_leaves_nothing_behind(task, words, message):
+    Path("file").write_text("mine")
+    with pytest.raises(ValueError) as error:
+        MAIN[task](words.split())
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
+    assert os.listdir() == ["file"] and Path("file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("task, words, line", [
+    ("vit", "--batch-size 0", "train_vit.py: --batch-size is '0': it must be a whole number from 1"),
+    ("vit", "--heads 5", "train_vit.py: --heads is 5: it must be a divisor of dim, 64"),
+    ("lm", "--qk-beta -2", "train_lm.py: --qk-beta is -2.0: it must be from -1 to 1"),
+    ("lm", "--lr", "train_lm.py: argument --lr: expected at least one argument"),
+])
+def test_bad_input_is_one_line_and_status_2(task, words, line):
+    done = script(task, *words.split())
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", line + "\n")
+
+
+@both_scripts
+def test_nothing_in_a_run_folder_is_overwritten(task):
+    """Without --out each run gets a fresh folder; an --out that holds a run is refused, and says how to go on."""
+    options = [*SHORT[task], "--init", "default"]
+    MAIN[task](options)
+    first = f"runs/{task}-" + {"vit": "digits", "lm": "docs"}[task]
+    before = {path.name: path.read_bytes() for path in Path(first).iterdir()}
+    MAIN[task](options)
+    assert sorted(path.name for path in Path("runs").iterdir()) == [Path(first).name, Path(first).name + "-2"]
+    with pytest.raises(ValueError) as error:
+        MAIN[task]([*options, "--out", first])
+    assert str(error.value).endswith(f"(to go on with runs in it: python train_{task}.py --resume {first})")
+    with pytest.raises(ValueError, match="^resume is .*: it must be the only option: --lr is what it started with$"):
+        MAIN[task](["--resume", first, "--lr", "1"])
+    MAIN[task](["--resume", first])                                  # nothing is left to do
+    assert {path.name: path.read_bytes() for path in Path(first).iterdir()} == before
+    other = {"vit": "lm", "lm": "vit"}[task]
+    with pytest.raises(ValueError, match=f"it must be a folder with results of train_{other}.py$"):
+        MAIN[other](["--resume", first])
+
+
+# ---- data
+
+def npz(**changes):
+    arrays = {"train_images": np.arange(96, dtype=np.uint8).reshape(3, 4, 4, 2), "train_labels": np.array([0, 2, 1]),
+              "test_images": np.full((2, 4, 4, 2), 9, np.uint8), "test_labels": np.array([2, 0])} | changes
+    np.savez("my.npz", **{name: array for name, array in arrays.items() if array is not None})
+    return arrays
+
+
+def test_the_digits_are_those_of_scikit_learn():
+    """1,000 and 797 images of values 0 to 16, whose first is a zero. The sum is that of load_digits().images."""
+    train_images, train_labels, test_images, test_labels = data.load_images("digits")
+    assert train_images.shape == (1000, 1, 8, 8) and test_images.shape == (797, 1, 8, 8)
+    assert train_images.dtype == torch.uint8 and torch.cat([train_images, test_images]).max() == 16
+    assert train_images[0, 0, 0].tolist() == [0, 0, 5, 13, 9, 1, 0, 0] and train_labels[:10].tolist() == list(range(10))
+    assert int(train_images.sum()) + int(test_images.sum()) == 561718
+    counts = torch.bincount(torch.cat([train_labels, test_labels]))
+    assert counts.tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+
+
+def test_own_images_come_as_they_are():
+    arrays = npz()
+    train_images, train_labels, test_images, test_labels = data.load_images("my.npz")
+    assert train_images.dtype == torch.uint8 and train_labels.dtype == torch.int64
+    assert np.array_equal(train_images.numpy(), arrays["train_images"].transpose(0, 3, 1, 2))
+    assert np.array_equal(test_images.numpy(), arrays["test_images"].transpose(0, 3, 1, 2))
+    assert train_labels.tolist() == [0, 2, 1] and test_labels.tolist() == [2, 0]
+    assert len(data.load_images("my.npz", limit=2)[0]) == len(data.load_images("my.npz", limit=2)[1]) == 2
+    npz(train_images=np.zeros((3, 4, 4), np.uint8), test_images=np.zeros((2, 4, 4), np.uint8))
+    assert data.load_images("my.npz")[0].shape == (3, 1, 4, 4)
+    train_vit.main("--data my.npz --batch-size 2 --epochs 2 --dim 8 --heads 2 --depth 1".split())
+    assert np.isfinite(results("runs/vit-my")["runs"][-1]["curve"][-1]["train_loss"])  # all pixels 0: no division by 0
+
+
+@pytest.mark.parametrize("changes, wrong", [
+    (dict(test_labels=None), "this one has no test_labels"),
+    (dict(train_images=np.zeros((3, 4, 4, 2))), "train_images are float64, not uint8"),
+    (dict(test_images=np.zeros((2, 4, 5, 2), np.uint8)), "test_images have the shape (2, 4, 5, 2), not (n, size,"),
+    (dict(train_labels=np.array([0.0, 1.0, 2.0])), "train_labels are float64, not whole numbers"),
+    (dict(train_labels=np.array([0, 1])), "train_labels have the shape (2,) for 3 images"),
+    (dict(train_labels=np.array([0, -1, 2])), "train_labels go from -1 to 2"),
+    (dict(test_labels=np.array([0, 3])), "test_labels go from 0 to 3, those in training to 2"),
+    (dict(test_images=np.zeros((2, 8, 8, 2), np.uint8)), "a training image is (4, 4, 2), a test image (8, 8, 2)"),
+    (dict(train_images=np.zeros((0, 4, 4, 2), np.uint8), train_labels=np.zeros(0, int)), "have the shape (0, 4, 4, 2)"),
+])
+def test_images_that_are_wrong_are_named(changes, wrong):
+    npz(**changes)
+    with pytest.raises(ValueError) as error:
+        data.load_images("my.npz")
+    assert str(error.value).startswith("data is 'my.npz': it must be 'digits' or an .npz") and wrong in str(error.value)
+
+
+def test_a_file_that_is_no_npz_is_named():
+    npz()
+    for content in (b"", b"hello", Path("my.npz").read_bytes()[:200], pickle.dumps([1])):
+        Path("my.npz").write_bytes(content)
+        with pytest.raises(ValueError, match="^data is 'my.npz': .*it cannot be read"):
+            data.load_images("my.npz")
+
+
+def test_text_is_bytes_split_nine_to_one():
+    Path("my.txt").write_bytes(bytes(range(250)))
+    train, validation = data.load_text("my.txt", context=24)
+    assert train.tolist() == list(range(225)) and validation.tolist() == list(range(225, 250))
+    with pytest.raises(ValueError, match="longer: the last tenth of its 250 bytes is no more than the context of 25$"):
+        data.load_text("my.txt", context=25)
+    train, validation = data.load_text("docs", context=64)
+    assert len(train) > 9 * len(validation) - 10 > 300_000 and b"statement" in train.tobytes()
+
+
+# ---- the schedule and the table
+
+@given(steps=st.integers(1, 3000), peak=st.floats(1e-6, 1))
+def test_the_rate_rises_to_the_peak_and_falls_to_a_tenth(steps, peak):
+    rates = [training.rate(step, steps, peak) for step in range(steps)]
+    top = min(100, steps // 10)
+    assert rates[top] == pytest.approx(peak) and 0 < min(rates) and max(rates) <= peak * (1 + 1e-12)
+    assert rates[:top] == sorted(rates[:top]) and rates[top:] == sorted(rates[top:], reverse=True)
+    assert rates[-1] >= peak / 10 * (1 - 1e-12) and (steps < 100 or rates[-1] < 0.11 * peak)
+
+
+def runs(metric, **finals):
+    """Finished runs, from {init: {(lr, seed): value}}."""
+    return [{"init": init, "lr": lr, "seed": seed, "final": {metric: value}}
+            for init, values in finals.items() for (lr, seed), value in values.items()]
+
+
+def test_table_of_means_spreads_and_standard_errors():
+    """Worked by hand: 70, 72, 74 is 72 ± 2; 75, 75, 78 is 76 ± sqrt(3); 4 ± sqrt(4/3 + 3/3) is 4 ± 1.5."""
+    by_seed = {"default": (0.70, 0.72, 0.74), "mimetic": (0.75, 0.75, 0.78), "noise": (0.71, 0.73, 0.75)}
+    finals = {init: {(1e-3, seed): value for seed, value in enumerate(values)} for init, values in by_seed.items()}
+    lines = report.table(runs("accuracy", **finals))
+    assert [line.split() for line in lines[:4]] == [
+        "init lr accuracy, % against default".split(),
+        "default 0.001 72.0 ± 2.0".split(),
+        "mimetic 0.001 76.0 ± 1.7 +4.0 ± 1.5".split(),
+        "noise 0.001 73.0 ± 2.0 +1.0 ± 1.6 no difference seen".split()]
+    assert lines[-1] == "mean ± standard deviation over seeds 0, 1, 2; difference ± its standard error"
+
+
+def test_table_chooses_a_rate_on_other_seeds_than_it_reports():
+    """Of losses the least is best: seed 0 chooses 0.1 for a and 0.2 for b, and seeds 1 and 2 report those."""
+    a = {(0.1, 0): 1.0, (0.2, 0): 2.0, (0.1, 1): 3.0, (0.2, 1): 0.0, (0.1, 2): 5.0, (0.2, 2): 0.0}
+    b = {(0.1, 0): 2.0, (0.2, 0): 1.0, (0.1, 1): 0.0, (0.2, 1): 1.0, (0.1, 2): 0.0, (0.2, 2): 1.0}
+    lines = report.table(runs("loss", a=a, b=b))
+    assert lines[0].split() == "init lr validation loss, nats against a".split()
+    assert lines[1].split() == "a 0.1 4.000 ± 1.414".split()
+    assert lines[2].split() == "b 0.2 1.000 ± 0.000 -3.000 ± 1.000".split()
+    assert lines[-1] == "each lr is the best of 0.1, 0.2 on seed 0" and "over seeds 1, 2;" in lines[-2]
+
+
+def test_table_of_one_seed_claims_no_spread():
+    lines = report.table(runs("loss", default={(0.1, 7): 2.0}, mimetic={(0.1, 7): 1.5}))
+    assert lines[2].split() == "mimetic 0.1 1.500 -0.500".split()
+    assert lines[-1] == "seed 7 alone, so without a spread; --seed 0 1 2 gives one"
