@@ -114,7 +114,7 @@ def test_query_key_has_rank_k(module, heads, head_dim, qk, seed):
     product, _ = products(mimetic(module, heads, head_dim, qk, (0.5, 0.5), seed))
     S, expected = np.linalg.svd(product, compute_uv=False), np.linalg.svd(A, compute_uv=False)
     expected[:, head_dim:] = 0
-    assert np.abs(S - expected).max() <= rounding(A)                 # Weyl: no singular value moves by more than the error
+    assert np.abs(S - expected).max() <= rounding(A)                 # Weyl: none moves by more than the error
 
 
 @both_files

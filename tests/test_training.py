@@ -62,7 +62,8 @@ def test_a_short_run_from_the_command_line(task):
         assert run["curve"][-1]["train_loss"] < run["curve"][0]["train_loss"]
         assert run["final"].keys() == metrics
         columns = run["curve"][0].keys()
-        assert [{name: float(row[name]) for name in columns} for row in log if row["init"] == run["init"]] == run["curve"]
+        rows = [row for row in log if row["init"] == run["init"]]
+        assert [{name: float(row[name]) for name in columns} for row in rows] == run["curve"]
         state = torch.load(folder / f"{run['init']}-seed0-lr{run['lr']}.pt", weights_only=True)
         config = state["config"]
         model = vit.ViT(vit.ViTConfig(**config)) if task == "vit" else gpt.GPT(gpt.GPTConfig(**config))
