@@ -43,7 +43,7 @@ def main(argv=None):
         nats = 0.0
         for batch in np.split(starts, range(64, len(starts), 64)):
             nats += cross_entropy(model, windows(validation, batch)).item() * len(batch) / len(starts)
-        return {"loss": nats, "bpc": nats / math.log(2), "perplexity": math.exp(nats)}
+        return {"loss": nats, "bpc": nats / math.log(2), "perplexity": math.exp(nats) if nats < 700 else math.inf}
 
     def sample(model, seed):
         generator = torch.Generator(o.device).manual_seed(seed)

@@ -29,13 +29,14 @@ def load_images(source, limit=None):
         arrays = [images[:1000], labels[:1000], images[1000:], labels[1000:]]
     else:
         arrays = _read_npz(source)
-    train_images, train_labels, test_images, test_labels = map(torch.from_numpy, arrays)
+    train_images, test_images = map(torch.from_numpy, arrays[::2])
+    train_labels, test_labels = (torch.from_numpy(labels.astype(np.int64)) for labels in arrays[1::2])
     if train_images.ndim == 3:
         train_images, test_images = train_images[..., None], test_images[..., None]
     count = len(train_images)
     require(limit is None or 1 <= limit <= count, "limit", limit, f"from 1 to {count}, the number of training images")
-    return (train_images[:limit].permute(0, 3, 1, 2).contiguous(), train_labels[:limit].long(),
-            test_images.permute(0, 3, 1, 2).contiguous(), test_labels.long())
+    return (train_images[:limit].permute(0, 3, 1, 2).contiguous(), train_labels[:limit],
+            test_images.permute(0, 3, 1, 2).contiguous(), test_labels)
 
 
 def _read_npz(source):

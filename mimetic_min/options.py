@@ -40,8 +40,8 @@ def option(kind, ok, right):
 
 def torch_has(device):
     try:
-        return torch.empty(1, device=device) is not None
-    except (RuntimeError, AssertionError):        # a name that torch does not know; a torch built without CUDA
+        return re.fullmatch(r"cpu|(cuda|mps)(:\d+)?", device) and torch.ones(1, device=device).item() == 1
+    except (RuntimeError, AssertionError):        # no such device; a torch built without it
         return False
 
 
@@ -54,7 +54,7 @@ COUNT = option(int, lambda n: n >= 1, "a whole number from 1")
 SEED = option(int, lambda n: 0 <= n < 2**63, "a whole number from 0")
 RATE = option(float, lambda x: 0 < x < math.inf, "a number above 0")
 INIT = option(str, INITS.__contains__, "one of " + ", ".join(INITS))
-DEVICE = option(str, torch_has, "a device that torch has here, such as cpu")
+DEVICE = option(str, torch_has, "cpu, or a cuda or mps that torch finds here")
 
 
 def parser(description, model, config, lr, batch_size):
@@ -73,7 +73,7 @@ def parser(description, model, config, lr, batch_size):
     for name, parameter in inspect.signature(model.mimetic_init_).parameters.items():
         if name.endswith(("_alpha", "_beta")):
             p.add_argument("--" + name.replace("_", "-"), type=strength, default=parameter.default,
-                           help="strength for mimetic and noise; off leaves that product at the default")
+                           help="strength, see mimetic_init_; off leaves that product at the default")
     p.add_argument("--device", type=DEVICE, default="cuda" if torch.cuda.is_available() else "cpu", help="of torch")
     p.add_argument("--compile", action="store_true", help="torch.compile the model")
     p.add_argument("--out", help="a new or empty folder for the results; without it a fresh one in runs/")
@@ -85,9 +85,12 @@ def parse(p, argv, task):
     """The options in `argv`; with --resume, those that its folder was started with."""
     options = p.parse_args(argv)
     if options.resume is not None:
-        path = Path(options.resume, "results.json")
-        results = json.loads(path.read_text()) if path.is_file() else {}
-        require(results.get("task") == task, "resume", options.resume, f"a folder with results of train_{task}.py")
+        try:
+            results = json.loads(Path(options.resume, "results.json").read_text())
+            found = results["task"] == task and isinstance(results["config"], dict)
+        except (OSError, ValueError, KeyError, TypeError):
+            found = False
+        require(found, "resume", options.resume, f"a folder with a results.json of train_{task}.py")
         words = sys.argv[1:] if argv is None else argv
         others = [word for word in words if word.startswith("--") and not word.startswith("--resume")]
         require(not others, "resume", options.resume, f"the only option: {' '.join(others)} is what it started with")

@@ -68,7 +68,7 @@ def train(experiment, options, run, path, report):
     """Train one run, {"init", "seed", "lr"}, from its checkpoint at `path` if there is one, and fill in its results.
 
     The batches, and the initial weights outside the attention, depend on the seed alone: all inits see the same.
-    Calls report(step, loss, evaluated) after each step.
+    Calls report(step, loss, evaluated) after each step. Raises ValueError if the loss is no longer finite.
     """
     torch.manual_seed(run["seed"])
     model = experiment.model()
@@ -103,6 +103,8 @@ def train(experiment, options, run, path, report):
             with torch.no_grad():
                 metrics = experiment.evaluate(forward)
             model.train()
+            finite = all(map(math.isfinite, (total, *metrics.values())))
+            require(finite, "lr", run["lr"], f"lower: the loss of {run['init']} is not finite at step {step + 1}")
             run["curve"].append({"step": step + 1, "train_loss": float(total) / (step + 1 - last), **metrics})
             run["seconds"], last, total = time.perf_counter() - start, step + 1, 0.0
             state = {"task": experiment.task, "config": asdict(model.config), "run": run, "model": model.state_dict(),
@@ -160,7 +162,7 @@ def run_grid(experiment, options):
 def new_folder(out, name, script):
     """Make the folder `out`, which may be there if it is empty; without it, the first free of name, name-2, name-3."""
     for n in count(1):
-        folder = Path(out or (f"{name}-{n}" if n > 1 else name))
+        folder = Path(out if out is not None else f"{name}-{n}" if n > 1 else name)
         try:
             folder.mkdir(parents=True)
         except FileExistsError:

@@ -81,6 +81,132 @@ def test_no_future_leaks(module, seed, keep, position, data):
     torch.testing.assert_close(model(tokens[:, :keep]), a[:, :keep], **CLOSE)  # nor does the length matter
 
 
+# ---- the models
+
+def peer_layer(block, d, heads, bias):
+    """A block's weights in torch.nn.TransformerEncoderLayer."""
+    peer = torch.nn.TransformerEncoderLayer(d, heads, 4 * d, 0.0, torch.nn.functional.gelu, batch_first=True,
+                                            norm_first=True, bias=bias, dtype=torch.float64)
+    A = block.attention
+    side_by_side = [W.transpose(0, 1).reshape(d, d) for W in (A.W_Q, A.W_K)]
+    weights = {"self_attn.in_proj_weight": torch.cat([*side_by_side, A.W_V], dim=1).T,
+               "self_attn.out_proj.weight": A.W_proj.T}
+    for ours, theirs in (("norm1", "norm1"), ("norm2", "norm2"), ("mlp.0", "linear1"), ("mlp.2", "linear2")):
+        weights |= {name.replace(ours, theirs): W for name, W in block.state_dict().items() if name.startswith(ours)}
+    missing, unexpected = peer.load_state_dict(weights, strict=False)
+    assert not unexpected and set(missing) <= {"self_attn.in_proj_bias", "self_attn.out_proj.bias"}
+    for name in missing:
+        torch.nn.init.zeros_(peer.get_parameter(name))
+    return peer.train()                                              # in eval mode it may take another path
+
+
+def jiggle(model):
+    """Weights that are all different from what they start as, so that none can be left out unseen."""
+    for W in model.parameters():
+        torch.nn.init.normal_(W, mean=0.05, std=0.3)
+    return model.double()
+
+
+@only_vit
+@given(seed=seeds, position=st.sampled_from(["sincos", "learned"]))
+@settings(max_examples=10)
+def test_the_vit_is_made_of_torchs_own_layers(module, seed, position):
+    """Patches cut by hand, row by row; TransformerEncoderLayer with norm_first; the mean token to the head."""
+    torch.manual_seed(seed)
+    model = jiggle(module.ViT(module.ViTConfig(6, 2, 3, 5, 8, 2, 2, position)))
+    images = torch.randn(4, 3, 6, 6, dtype=torch.float64)
+    patches = [images[:, :, row : row + 2, column : column + 2].flatten(1) for row in (0, 2, 4) for column in (0, 2, 4)]
+    x = model.embed(torch.stack(patches, dim=1)) + model.position
+    for block in model.blocks:
+        x = peer_layer(block, 8, 2, bias=True)(x)
+    torch.testing.assert_close(model(images), model.head(model.norm(x).mean(1)), **CLOSE)
+
+
+@only_gpt
+@given(seed=seeds, position=st.sampled_from(["sincos", "learned"]), tokens=st.integers(1, 6))
+@settings(max_examples=10)
+def test_the_gpt_is_made_of_torchs_own_layers(module, seed, position, tokens):
+    """The same layers without biases, under a causal mask, and logits by the embedding itself."""
+    torch.manual_seed(seed)
+    model = jiggle(module.GPT(module.GPTConfig(7, 6, 8, 2, 2, position=position)))
+    text = torch.randint(7, (3, tokens))
+    x = torch.nn.functional.one_hot(text, 7).double() @ model.embed.weight + model.position[:tokens]
+    for block in model.blocks:
+        x = peer_layer(block, 8, 2, bias=False)(x, src_mask=torch.ones(tokens, tokens, dtype=torch.bool).triu(1))
+    torch.testing.assert_close(model(text), model.norm(x) @ model.embed.weight.T, **CLOSE)
+
+
+@only_gpt
+def test_dropout_is_on_in_training_alone(module):
+    """On the embedding and on both branches of a block: with nearly all dropped, what is left is nearly constant."""
+    torch.manual_seed(0)
+    model = module.GPT(module.GPTConfig(dropout=0.5, dim=16, heads=2))
+    text = torch.randint(256, (2, 9))
+    assert not torch.equal(model(text), model(text))
+    block = model.blocks[0]
+    x = torch.randn(2, 9, 16)
+    with torch.no_grad():
+        for silent in (block.attention.W_proj, block.mlp[2].weight):     # one branch at a time
+            kept = silent.clone()
+            silent.zero_()
+            assert not torch.equal(block(x), block(x))
+            silent.copy_(kept)
+    model.eval()
+    assert torch.equal(model(text), model(text))
+
+
+@both_files
+def test_positions_are_what_they_are_called(module):
+    """Sincos: NumPy's sines and cosines, on a grid for images. Learned: parameters of deviation 0.02."""
+    def table(n, d):
+        angles = np.arange(n)[:, None] / 10000 ** (2 * np.arange(d // 2) / d)
+        return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+
+    if hasattr(module, "ViT"):
+        make = lambda position: module.ViT(module.ViTConfig(position=position, patch_size=1)).position
+        row, column = np.divmod(np.arange(64), 8)
+        expected = np.concatenate([table(8, 32)[row], table(8, 32)[column]], axis=1)
+    else:
+        make = lambda position: module.GPT(module.GPTConfig(position=position)).position
+        expected = 0.02 * np.sqrt(2) * table(64, 128)                # rows of mean square 0.02^2, as learned ones have
+        assert np.allclose((expected**2).mean(1), 0.02**2)
+    sincos, learned = make("sincos"), make("learned")
+    assert not isinstance(sincos, torch.nn.Parameter) and isinstance(learned, torch.nn.Parameter)
+    assert np.abs(double(sincos) - expected).max() <= 64 * np.finfo(np.float32).eps  # of angles up to 63
+    low, high = chi_square(learned.numel())
+    assert low <= (double(learned) ** 2).mean() / 0.02**2 <= high
+
+
+@both_files
+def test_all_other_weights_start_as_in_timm_and_gpt2(module):
+    """N(0, 0.02^2), biases 0; less by sqrt(2 * depth) where a GPT adds to the stream; PyTorch's patch embedding."""
+    torch.manual_seed(0)
+    model = build(module)
+    for name, W in model.named_parameters():
+        if name.endswith("bias") and not name.startswith("embed"):
+            assert (W == 0).all(), name
+        elif "norm" in name:
+            assert (W == 1).all(), name
+        elif name.startswith("embed") and hasattr(module, "ViT"):
+            assert W.abs().max() <= 4**-0.5 and (name.endswith("bias") or W.abs().max() > 0.4)  # uniform, 4 inputs
+        else:
+            added = hasattr(module, "GPT") and name.endswith(("W_proj", "mlp.2.weight"))
+            low, high = chi_square(W.numel())
+            assert low <= (double(W) ** 2).mean() / (0.02**2 / (6 if added else 1)) <= high, name
+
+
+@both_files
+def test_simple_form_of_a_model_has_the_signs_of_its_field(module):
+    model = build(module).simple_init_(generator=seeded(0))
+    sign = 1 if hasattr(module, "ViT") else -1
+    for block in model.blocks:
+        assert torch.equal(block.attention.W_K, sign * block.attention.W_Q)
+        assert torch.equal(block.attention.W_proj, -sign * block.attention.W_V.T)
+    again = build(module).simple_init_(generator=seeded(0))
+    assert all(torch.equal(a.attention.W_Q, b.attention.W_Q) for a, b in zip(model.blocks, again.blocks))
+    assert not torch.equal(model.blocks[0].attention.W_Q, model.blocks[1].attention.W_Q)
+
+
 # ---- the published defaults of the two models
 
 @only_vit
