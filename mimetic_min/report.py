@@ -74,7 +74,7 @@ def table(runs):
     else:
         lines.append(f"seed {reporting[0]} alone, so without a spread; --seed 0 1 2 gives one")
     if len(rates) > 1:
-        lines.append(f"each lr is the best of {listed(rates)} on seed {listed(choosing or seeds)}")
+        lines.append(f"each lr is the best of {listed(rates)} by seed {listed(choosing or seeds)}")
     return lines
 
 

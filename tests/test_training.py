@@ -7,6 +7,7 @@ import pty
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -115,7 +116,11 @@ def test_the_same_seed_gives_the_same_result_and_no_two_seeds_do(task):
 @both_scripts
 @pytest.mark.parametrize("stop", [1, 7, 10, 24, 31])
 def test_an_interrupted_grid_goes_on_to_the_same_results(task, stop, monkeypatch, capsys):
-    """Ctrl-C after any step, then --resume: all figures but the times are those of a grid that was never stopped."""
+    """Ctrl-C after any step, then --resume: all figures but the times are those of a grid that was never stopped.
+
+    With dropout in the GPT, for which no option asks, so that the state of the random generator counts too.
+    """
+    monkeypatch.setattr(train_lm, "GPTConfig", partial(gpt.GPTConfig, dropout=0.2))
     options = [*SHORT[task], "--init", "default", "mimetic"]
     MAIN[task]([*options, "--out", "whole"])
     steps = iter(range(1, 1000))
@@ -150,6 +155,13 @@ def test_the_strengths_reach_the_initialiser():
     for block, qk, beta in zip(model.blocks, before, (0.5, 0.0, -0.5)):
         assert torch.equal(block.attention.qk_product(), qk)
         torch.testing.assert_close(block.attention.vp_product(), beta * torch.eye(16))
+    training.initialise(model, "xavier", p)
+    for block in model.blocks:
+        attention = gpt.Attention(16, 2)
+        attention.xavier_init_()
+        assert 0.9 < block.attention.W_V.abs().max() / attention.W_V.abs().max() < 1.1  # uniform: near the same bound
+    training.initialise(model, "simple", p)
+    assert all(torch.equal(block.attention.W_K, -block.attention.W_Q) for block in model.blocks)
     training.initialise(model, "noise", p)
     assert all(torch.equal(block.attention.vp_product(), torch.zeros(16, 16)) for block in model.blocks)
 
@@ -424,7 +436,32 @@ def test_table_chooses_a_rate_on_other_seeds_than_it_reports():
     assert lines[0].split() == "init lr validation loss, nats against a".split()
     assert lines[1].split() == "a 0.1 4.000 ± 1.414".split()
     assert lines[2].split() == "b 0.2 1.000 ± 0.000 -3.000 ± 1.000".split()
-    assert lines[-1] == "each lr is the best of 0.1, 0.2 on seed 0" and "over seeds 1, 2;" in lines[-2]
+    assert lines[-1] == "each lr is the best of 0.1, 0.2 by seed 0" and "over seeds 1, 2;" in lines[-2]
+
+
+def test_table_compares_with_default_wherever_it_stands():
+    lines = report.table(runs("accuracy", mimetic={(0.1, 0): 0.9}, default={(0.1, 0): 0.8}))
+    assert lines[0].endswith("against default") and lines[1].split() == "mimetic 0.1 90.0 +10.0".split()
+    assert lines[2].split() == "default 0.1 80.0".split()
+
+
+def test_table_halves_the_seeds_and_takes_the_highest_accuracy():
+    """Four seeds: 0 and 1 choose, for their mean, the rate of 0.6 over that of 0.5; 2 and 3 report 0.4 and 0.2."""
+    finals = {(0.1, 0): 0.9, (0.1, 1): 0.3, (0.1, 2): 0.4, (0.1, 3): 0.2,
+              (0.2, 0): 0.0, (0.2, 1): 1.0, (0.2, 2): 0.8, (0.2, 3): 0.9}
+    lines = report.table(runs("accuracy", default=finals))
+    assert lines[1].split() == "default 0.1 30.0 ± 14.1".split()
+    assert lines[-1] == "each lr is the best of 0.1, 0.2 by seed 0, 1" and "over seeds 2, 3;" in lines[-2]
+
+
+def test_time_left_is_the_time_so_far_for_all_steps_to_come(monkeypatch, capsys):
+    """10 s for 4 steps are 2.5 s a step; 6 to come in this run and 20 in later ones take 65 s."""
+    clock = iter([100.0, 102.5, 105.0, 107.5, 110.0])
+    monkeypatch.setattr(report.time, "perf_counter", lambda: next(clock))
+    progress, run = report.Progress(), {"init": "noise", "seed": 5, "lr": 1e-3, "steps": 10, "curve": []}
+    for step in (1, 2, 3, 4):
+        progress.show(run, step, torch.tensor(0.25), step == 4, later=20)
+    assert capsys.readouterr().out == "noise    seed 5  lr 0.001  step 4/10  loss 0.250  65 s left\n"
 
 
 def test_table_of_one_seed_claims_no_spread():
