@@ -54,7 +54,7 @@ def main(argv=None):
     runs = training.run_grid(training.Experiment(
         task="lm", model=lambda: GPT(config), loss=loss, evaluate=evaluate, steps=o.steps,
         betas=(0.9, 0.99), weight_decay=0.1, sample=sample), o)  # nanoGPT's recipe for characters
-    for init in o.init:
+    for init in dict.fromkeys(o.init):
         run = next(run for run in runs if run["init"] == init)
         print(f"\n---- {init}, seed {run['seed']}, lr {run['lr']:g}, writes:\n{run['sample']}")
 

@@ -25,7 +25,7 @@ def main(argv=None):
     """Train the grid of runs that the options ask for. Raises ValueError for one that is wrong."""
     o = options.parse(PARSER, argv, "vit")
     train_images, train_labels, test_images, test_labels = (t.to(o.device) for t in load_images(o.data, o.limit))
-    channels, image_size, classes = train_images.shape[1], train_images.shape[2], int(train_labels.max()) + 1
+    channels, image_size, classes = *train_images.shape[1:3], int(max(train_labels.max(), test_labels.max())) + 1
     config = ViTConfig(image_size, o.patch_size, channels, classes, o.dim, o.depth, o.heads, o.position)
     require(o.batch_size <= len(train_images), "batch_size", o.batch_size,
             f"at most {len(train_images)}, the number of training images")

@@ -122,7 +122,7 @@ class Attention(nn.Module):
 
         alpha, from 0 to 1, is the size of the random part, beta, from -1 to 1, the sign and the size of the diagonal.
         W_Q W_K^T is the best approximation of rank head_dim, each head with a Z of its own; W_V W_proj is exact. Both
-        None leave a product as it is. Anything else raises ValueError, and nothing is changed.
+        None leave a product as it is. A number out of range raises ValueError, and nothing is changed.
         """
         for name, alpha, beta in (("qk", qk_alpha, qk_beta), ("vp", vp_alpha, vp_beta)):
             require(alpha is None or 0 <= alpha <= 1, f"{name}_alpha", alpha, "from 0 to 1")
@@ -142,9 +142,9 @@ class Attention(nn.Module):
 
 
 def sincos(positions, dim):
-    """Sines and cosines of the positions (n,) at dim/2 wavelengths, from 2 pi to almost 20,000 pi: (n, dim).
+    """Sines and cosines of the positions (n,) at dim/2 wavelengths, from 2 pi to 2 pi 10,000^(1 - 2/dim): (n, dim).
 
-    Attention Is All You Need, section 3.5, with all sines first. Two rows' dot product falls off with their distance.
+    Attention Is All You Need, section 3.5, with all sines first. Rows of near positions are the most alike.
     """
     angles = positions[:, None] / 10_000 ** (torch.arange(dim // 2) / (dim // 2))
     return torch.cat([angles.sin(), angles.cos()], dim=1)
@@ -229,7 +229,7 @@ class GPT(nn.Module):
     def mimetic_init_(self, qk_alpha=0.4, qk_beta=-0.4, vp_alpha=0.02, vp_beta=0.1, generator=None):
         """Attention.mimetic_init_ in every layer, by default with the signs of language. Returns the model.
 
-        Its value-projection beta rises with depth, on a line from -vp_beta in the first layer to vp_beta in the last.
+        Its value-projection beta rises on a line, from -vp_beta in the first layer (or the only one) to vp_beta.
         """
         require(vp_beta is None or -1 <= vp_beta <= 1, "vp_beta", vp_beta, "from -1 to 1")
         for block, rise in zip(self.blocks, torch.linspace(-1, 1, len(self.blocks)).tolist()):
@@ -238,7 +238,7 @@ class GPT(nn.Module):
         return self
 
     def noise_init_(self, qk_alpha=0.4, vp_alpha=0.02, generator=None):
-        """The control: mimetic_init_ without its diagonals, so what it gains is due to larger weights alone."""
+        """The control: mimetic_init_ with both betas 0. What it gains over the default is not due to a diagonal."""
         qk_beta, vp_beta = (None if alpha is None else 0.0 for alpha in (qk_alpha, vp_alpha))
         return self.mimetic_init_(qk_alpha, qk_beta, vp_alpha, vp_beta, generator)
 

@@ -93,7 +93,8 @@ def parse(p, argv, task):
         require(found, "resume", options.resume, f"a folder with a results.json of train_{task}.py")
         words = sys.argv[1:] if argv is None else argv
         others = [word for word in words if word.startswith("--") and not word.startswith("--resume")]
-        require(not others, "resume", options.resume, f"the only option: {' '.join(others)} is what it started with")
+        right = f"the only option, without {' '.join(others)}: the runs keep theirs"
+        require(not others, "resume", options.resume, right)
         vars(options).update(results["config"])
     return options
 

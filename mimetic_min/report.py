@@ -30,11 +30,11 @@ class Progress:
             return
         self.shown = now
         line = f"{run['init']:8} seed {run['seed']}  lr {run['lr']:g}  step {step:,}/{run['steps']:,}"
-        line += f"  loss {loss.item():.3f}"
+        line += f"  train {loss.item():.3f}"
         if run["curve"]:
             metric = metric_of(run["curve"][-1])
-            title, unit, factor, decimals, _ = METRICS[metric]
-            line += f"  {title} {factor * run['curve'][-1][metric]:.{decimals}f} {unit}"
+            _, _, factor, decimals, _ = METRICS[metric]
+            line += f"  {metric} {factor * run['curve'][-1][metric]:.{decimals}f}"
         line += f"  {(now - self.start) / self.steps * (run['steps'] - step + later):.0f} s left"
         if terminal:
             line = "\r\x1b[K" + line[: shutil.get_terminal_size().columns - 1]

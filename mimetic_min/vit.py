@@ -9,7 +9,7 @@ W_V W_proj a negative one. Tokens are rows and weights act from the right, x @ W
 x @ W^T: there, these weights have to be transposed.)
 
 Read it from top to bottom: the initialiser's two functions, attention, the model. Left out on purpose: biases in the
-attention (the two products then say all there is to say about it), dropout, a class token (the tokens are averaged).
+attention (which would blur the two products), dropout, a class token (the tokens are averaged).
 """
 from dataclasses import dataclass
 from math import sqrt
@@ -122,7 +122,7 @@ class Attention(nn.Module):
 
         alpha, from 0 to 1, is the size of the random part, beta, from -1 to 1, the sign and the size of the diagonal.
         W_Q W_K^T is the best approximation of rank head_dim, each head with a Z of its own; W_V W_proj is exact. Both
-        None leave a product as it is. Anything else raises ValueError, and nothing is changed.
+        None leave a product as it is. A number out of range raises ValueError, and nothing is changed.
         """
         for name, alpha, beta in (("qk", qk_alpha, qk_beta), ("vp", vp_alpha, vp_beta)):
             require(alpha is None or 0 <= alpha <= 1, f"{name}_alpha", alpha, "from 0 to 1")
@@ -142,9 +142,9 @@ class Attention(nn.Module):
 
 
 def sincos(positions, dim):
-    """Sines and cosines of the positions (n,) at dim/2 wavelengths, from 2 pi to almost 20,000 pi: (n, dim).
+    """Sines and cosines of the positions (n,) at dim/2 wavelengths, from 2 pi to 2 pi 10,000^(1 - 2/dim): (n, dim).
 
-    Attention Is All You Need, section 3.5, with all sines first. Two rows' dot product falls off with their distance.
+    Attention Is All You Need, section 3.5, with all sines first. Rows of near positions are the most alike.
     """
     angles = positions[:, None] / 10_000 ** (torch.arange(dim // 2) / (dim // 2))
     return torch.cat([angles.sin(), angles.cos()], dim=1)
@@ -225,7 +225,7 @@ class ViT(nn.Module):
         return self
 
     def noise_init_(self, qk_alpha=0.7, vp_alpha=0.4, generator=None):
-        """The control: mimetic_init_ without its diagonals, so what it gains is due to larger weights alone."""
+        """The control: mimetic_init_ with both betas 0. What it gains over the default is not due to a diagonal."""
         qk_beta, vp_beta = (None if alpha is None else 0.0 for alpha in (qk_alpha, vp_alpha))
         return self.mimetic_init_(qk_alpha, qk_beta, vp_alpha, vp_beta, generator)
 

@@ -289,6 +289,8 @@ def test_noise_is_mimetic_without_its_diagonals(module, seed):
     """From one seed: the same value-projection but for beta I, and a query-key product without a diagonal."""
     a = build(module).mimetic_init_(generator=seeded(seed))
     b = build(module).noise_init_(generator=seeded(seed))
+    of = inspect.signature(a.mimetic_init_).parameters, inspect.signature(b.noise_init_).parameters
+    assert all(of[0][name].default == of[1][name].default for name in ("qk_alpha", "vp_alpha"))
     alpha, betas = (0.7, (-0.4, -0.4, -0.4)) if module is vit else (0.4, (-0.1, 0.0, 0.1))
     for mimetic, noise, beta in zip(a.blocks, b.blocks, betas):
         vp, d = products(mimetic.attention)[1], 32

@@ -110,13 +110,15 @@ def broken(module, right, wrong):
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_in_the_initialiser_turns_a_property_red(module, mistake):
     right, wrong, prop = MISTAKES[mistake]
+    copy = broken(module, right, wrong)
     with pytest.raises(AssertionError):
-        prop(module=broken(module, right, wrong))
+        prop(module=copy)
 
 
 @pytest.mark.parametrize("mistake", MODEL_MISTAKES)
 def test_a_mistake_in_a_model_turns_a_property_red(mistake):
     module, right, wrong, prop = MODEL_MISTAKES[mistake]
     extra = {"position": "sincos"} if "position" in prop.hypothesis.inner_test.__code__.co_varnames[:3] else {}
+    copy = broken(module, right, wrong)
     with pytest.raises(AssertionError):
-        prop(module=broken(module, right, wrong), **extra)
+        prop(module=copy, **extra)

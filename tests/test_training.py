@@ -101,7 +101,7 @@ def test_progress_is_one_line_in_place_on_a_terminal():
     updates = shown.decode().split("\r\x1b[K")[1:]
     assert len(updates) > 3 and all("\n" not in update for update in updates[:-1])
     last = updates[-1].splitlines()[0]
-    assert re.fullmatch(r"default  seed 0  lr 0.002  step 24/24  loss \d\.\d{3}  accuracy \d+\.\d %  0 s left", last)
+    assert re.fullmatch(r"default  seed 0  lr 0.002  step 24/24  train \d\.\d{3}  accuracy \d+\.\d  0 s left", last)
 
 
 @both_scripts
@@ -319,7 +319,7 @@ def test_nothing_in_a_run_folder_is_overwritten(task):
     with pytest.raises(ValueError) as error:
         MAIN[task]([*options, "--out", first])
     assert str(error.value).endswith(f"(to go on with runs in it: python train_{task}.py --resume {first})")
-    with pytest.raises(ValueError, match="^resume is .*: it must be the only option: --lr is what it started with$"):
+    with pytest.raises(ValueError, match="^resume is .*: it must be the only option, without --lr: the runs keep theirs$"):
         MAIN[task](["--resume", first, "--lr", "1"])
     MAIN[task](["--resume", first])                                  # nothing is left to do
     assert {path.name: path.read_bytes() for path in Path(first).iterdir()} == before
@@ -461,7 +461,7 @@ def test_time_left_is_the_time_so_far_for_all_steps_to_come(monkeypatch, capsys)
     progress, run = report.Progress(), {"init": "noise", "seed": 5, "lr": 1e-3, "steps": 10, "curve": []}
     for step in (1, 2, 3, 4):
         progress.show(run, step, torch.tensor(0.25), step == 4, later=20)
-    assert capsys.readouterr().out == "noise    seed 5  lr 0.001  step 4/10  loss 0.250  65 s left\n"
+    assert capsys.readouterr().out == "noise    seed 5  lr 0.001  step 4/10  train 0.250  65 s left\n"
 
 
 def test_table_of_one_seed_claims_no_spread():
