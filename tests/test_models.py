@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mimetic_min import gpt, vit
-from test_products import (SIGMAS, both_files, chi_square, double, head_dims, heads, mimetic, products, rounding,
+from test_products import (SIGMAS, both_files, chi_square, double, head_dims, heads, products, rounding,
                            seeded, seeds)
 
 CLOSE = dict(rtol=0, atol=1e-11)

@@ -256,5 +256,5 @@ def test_default_and_xavier(module, heads, head_dim, seed):
             assert low <= (double(W) ** 2).mean() / deviation**2 <= high
         assert init_ != attention.xavier_init_ or max(W.abs().max() for W in attention.parameters()) <= np.sqrt(3 / d)
         for product in (*products(attention)[0], products(attention)[1]):
-            # the mean of d dot products of k independent terms: deviation below deviation^2 sqrt(d / d)
+            # the mean of d dot products of k (or d) terms of variance deviation^4: sqrt(k / d) deviation^2 at the most
             assert abs(np.diag(product).mean()) <= SIGMAS * deviation**2
