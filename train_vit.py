@@ -2,6 +2,7 @@
 
     python train_vit.py                                      default, noise and mimetic on the digits: a minute
     python train_vit.py --init default mimetic --seed 0 1 2 --lr 1e-3 2e-3
+    python train_vit.py --data cifar10 --patch-size 4 --dim 96 --depth 6 --heads 3 --limit 5000 --lr 1e-3 --epochs 15
     python train_vit.py --data my_images.npz --patch-size 4  your own images (see README.md)
 """
 from functools import lru_cache
@@ -11,11 +12,13 @@ import torch
 import torch.nn.functional as F
 
 from mimetic_min import options, training
-from mimetic_min.data import load_images
+from mimetic_min.data import CIFAR, augment, load_images
 from mimetic_min.vit import ViT, ViTConfig, require
 
 PARSER = options.parser(__doc__.splitlines()[0], ViT, ViTConfig, lr=2e-3, batch_size=50)
-PARSER.add_argument("--data", default="digits", help="digits, or an .npz of your own")
+PARSER.add_argument("--data", default="digits", help="digits, cifar10, cifar100, or an .npz of your own")
+PARSER.add_argument("--data-dir", help="with the binary files of cifar10 or cifar100; without it they are downloaded")
+PARSER.add_argument("--augment", type=options.AUGMENT, help="none, crop or crop+flip; the last is cifar's default")
 PARSER.add_argument("--epochs", type=options.COUNT, default=40, help="passes over the training images")
 PARSER.add_argument("--patch-size", type=options.COUNT, default=ViTConfig.patch_size, help="pixels a side of a token")
 PARSER.add_argument("--limit", type=options.COUNT, help="train on the first so many images alone")
@@ -24,17 +27,21 @@ PARSER.add_argument("--limit", type=options.COUNT, help="train on the first so m
 def main(argv=None):
     """Train the grid of runs that the options ask for. Raises ValueError for one that is wrong."""
     o = options.parse(PARSER, argv, "vit")
-    train_images, train_labels, test_images, test_labels = (t.to(o.device) for t in load_images(o.data, o.limit))
+    o.augment = o.augment or ("crop+flip" if o.data in CIFAR else "none")    # a mirrored digit is none
+    train_images, train_labels, test_images, test_labels = load_images(o.data, o.limit, o.data_dir)
     channels, image_size, classes = *train_images.shape[1:3], int(max(train_labels.max(), test_labels.max())) + 1
     config = ViTConfig(image_size, o.patch_size, channels, classes, o.dim, o.depth, o.heads, o.position)
     require(o.batch_size <= len(train_images), "batch_size", o.batch_size,
             f"at most {len(train_images)}, the number of training images")
     steps_an_epoch = len(train_images) // o.batch_size
 
-    pixels = train_images.double()
-    mean = pixels.mean((0, 2, 3), keepdim=True).float()
-    deviation = pixels.std((0, 2, 3), correction=0, keepdim=True).float()
+    pixels = train_images[:, 0].numel()                         # of a channel; the sums over them are exact
+    mean = train_images.sum((0, 2, 3)).double() / pixels
+    squares = sum(images.int().square().sum((0, 2, 3)) for images in train_images.split(1000)).double() / pixels
+    deviation = (squares - mean**2).sqrt()
     deviation[deviation == 0] = 1.0                             # a channel that is all one value becomes all zero
+    mean, deviation = (t.float()[:, None, None].to(o.device) for t in (mean, deviation))
+    train_images, train_labels = train_images.to(o.device), train_labels.to(o.device)
 
     def normalise(images):                                      # uint8 to mean 0 and deviation 1 in each channel
         return (images - mean) / deviation
@@ -46,12 +53,16 @@ def main(argv=None):
     def loss(model, seed, step):
         epoch, i = divmod(step, steps_an_epoch)
         batch = order(seed, epoch)[i * o.batch_size : (i + 1) * o.batch_size]
-        return F.cross_entropy(model(normalise(train_images[batch])), train_labels[batch])
+        images = train_images[batch]
+        if o.augment != "none":
+            images = augment(images, np.random.default_rng([seed, step, 1]), flip=o.augment == "crop+flip")
+        return F.cross_entropy(model(normalise(images)), train_labels[batch])
 
     def evaluate(model):                                        # every test image once
         correct = 0
-        for images, labels in zip(test_images.split(1000), test_labels.split(1000)):
-            correct += (model(normalise(images)).argmax(-1) == labels).sum().item()
+        for images, labels in zip(test_images.split(250), test_labels.split(250)):
+            guesses = model(normalise(images.to(o.device))).argmax(-1)
+            correct += (guesses == labels.to(o.device)).sum().item()
         return {"accuracy": correct / len(test_images)}
 
     training.run_grid(training.Experiment(

@@ -1,47 +1,95 @@
-"""Images and text for the two training scripts: what ships with the project, or the user's own file.
+"""Images and text for the two training scripts: shipped with the project, downloaded once, or the user's own file.
 
-Nothing is downloaded, and nothing is unpickled.
+A download goes to data/ and counts only once its SHA-256 is right. Nothing is unpickled.
 """
+import hashlib
+import http.client
+import os
+import tarfile
+import tempfile
+import urllib.request
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
+from .report import in_place, write
 from .vit import require
 
+DOWNLOADS = {  # name: (address, SHA-256, where it goes)
+    "cifar10": ("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+                "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd", Path("data/cifar-10-batches-bin")),
+    "cifar100": ("https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
+                 "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec", Path("data/cifar-100-binary")),
+    "shakespeare": (
+        "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
+        "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed", Path("data/tinyshakespeare.txt")),
+}
+CIFAR = {  # name: (training files, test file, bytes of labels before the 3,072 of an image, classes)
+    "cifar10": ([f"data_batch_{i}.bin" for i in range(1, 6)], "test_batch.bin", 1, 10),
+    "cifar100": (["train.bin"], "test.bin", 2, 100),           # the second label is the finer one, of 100 classes
+}
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
 
-def load_images(source, limit=None):
+def load_images(source, limit=None, data_dir=None):
     """Four tensors, train_images, train_labels, test_images and test_labels: images uint8 (n, channels, size, size).
 
-    `source` is "digits" or the path of an .npz that holds arrays of these four names: square images as uint8
-    (n, size, size) or (n, size, size, channels), labels as whole numbers from 0. With `limit`, only the first `limit`
-    training images are used. Raises ValueError, which names the file and what is wrong with it.
-
-    The digits are the 1,797 8x8 scans, values 0 to 16, of the UCI Optical Recognition of Handwritten Digits test set
-    (E. Alpaydin and C. Kaynak, 1998, https://doi.org/10.24432/C50P49, CC BY 4.0), in the order in which scikit-learn's
-    load_digits has them: the first 1,000 train, the last 797 test.
+    `source` is one of
+    - "digits", the 1,797 8x8 scans, values 0 to 16, of the UCI Optical Recognition of Handwritten Digits test set
+      (E. Alpaydin and C. Kaynak, 1998, https://doi.org/10.24432/C50P49, CC BY 4.0), in the order in which
+      scikit-learn's load_digits has them: the first 1,000 train, the last 797 test;
+    - "cifar10" or "cifar100", the binary versions of https://www.cs.toronto.edu/~kriz/cifar.html (A. Krizhevsky, 2009),
+      out of the folder `data_dir`, or without one out of data/, where they are downloaded to once;
+    - the path of an .npz that holds arrays of these four names: square images as uint8 (n, size, size) or
+      (n, size, size, channels), labels as whole numbers from 0.
+    With `limit`, only the first `limit` training images are used. Raises ValueError, which names the file and what is
+    wrong with it.
     """
+    require(data_dir is None or source in CIFAR, "data_dir", data_dir, f"left out, as the data are {source!r}")
     if source == "digits":
         with np.load(Path(__file__).with_name("digits.npz")) as file:
-            images, labels = file["images"], file["labels"]
+            images, labels = file["images"][:, None], file["labels"]
         arrays = [images[:1000], labels[:1000], images[1000:], labels[1000:]]
     else:
-        arrays = _read_npz(source)
-    train_images, test_images = map(torch.from_numpy, arrays[::2])
-    train_labels, test_labels = (torch.from_numpy(labels.astype(np.int64)) for labels in arrays[1::2])
-    if train_images.ndim == 3:
-        train_images, test_images = train_images[..., None], test_images[..., None]
-    count = len(train_images)
+        arrays = _read_cifar(source, data_dir) if source in CIFAR else _read_npz(source)
+    count = len(arrays[0])
     require(limit is None or 1 <= limit <= count, "limit", limit, f"from 1 to {count}, the number of training images")
-    return (train_images[:limit].permute(0, 3, 1, 2).contiguous(), train_labels[:limit],
-            test_images.permute(0, 3, 1, 2).contiguous(), test_labels)
+    train_images, train_labels, test_images, test_labels = map(torch.from_numpy, arrays)
+    return (train_images[:limit].contiguous(), train_labels[:limit].long(),
+            test_images.contiguous(), test_labels.long())
+
+
+def _read_cifar(source, data_dir):
+    train_files, test_file, label_bytes, classes = CIFAR[source]
+    folder = DOWNLOADS[source][2] if data_dir is None else Path(data_dir)
+    files = [*train_files, test_file]
+    missing = [file for file in files if not (folder / file).is_file()]
+    if missing and data_dir is None:
+        with _download(source, f"{', '.join(files)} into {folder} or a --data-dir") as archive:
+            _unpack(archive, folder, missing)
+    parts = []
+    for file in files:
+        count = 10_000 if file == test_file else 50_000 // len(train_files)
+        try:
+            size, right = os.path.getsize(folder / file), count * (label_bytes + 3072)
+            wrong = f"has {size:,} bytes, not {right:,}"
+            if size == right:
+                records = np.fromfile(folder / file, np.uint8).reshape(count, -1)
+                parts.append((records[:, label_bytes:].reshape(-1, 3, 32, 32), records[:, label_bytes - 1]))
+                top = parts[-1][1].max()
+                wrong = f"holds the label {top}; they go from 0 to {classes - 1}" if top >= classes else None
+        except OSError as error:
+            wrong = f"cannot be read ({error.strerror})"
+        require(not wrong, "data_dir", str(folder), f"a folder with the binary files of {source}; {file} {wrong}")
+    return [np.concatenate(arrays) for arrays in zip(*parts[:-1])] + list(parts[-1])
 
 
 def _read_npz(source):
     def check(ok, wrong):
-        require(ok, "data", source, f"'digits' or an .npz with the arrays {', '.join(ARRAYS)}; {wrong}")
+        right = f"'digits', 'cifar10', 'cifar100' or an .npz with the arrays {', '.join(ARRAYS)}; {wrong}"
+        require(ok, "data", source, right)
 
     try:
         with np.load(source, allow_pickle=False) as file:
@@ -59,29 +107,103 @@ def _read_npz(source):
               f"{name}_images have the shape {images.shape}, not (n, size, size) or (n, size, size, channels)")
         check(labels.dtype.kind in "iu", f"{name}_labels are {labels.dtype}, not whole numbers")
         check(labels.shape == images.shape[:1], f"{name}_labels have the shape {labels.shape} for {len(images)} images")
-        check(0 <= labels.min() and labels.max() <= train_labels.max(),
-              f"{name}_labels go from {labels.min()} to {labels.max()}, those in training to {train_labels.max()}")
+        check(0 <= labels.min() and labels.max() < 2**16, f"{name}_labels go from {labels.min()} to {labels.max()}")
+        check(labels.max() <= train_labels.max(),
+              f"{name}_labels go up to {labels.max()}, those in training to {train_labels.max()}")
     check(train_images.shape[1:] == test_images.shape[1:],
           f"a training image is {train_images.shape[1:]}, a test image {test_images.shape[1:]}")
-    return list(arrays.values())
+    if train_images.ndim == 3:
+        train_images, test_images = train_images[..., None], test_images[..., None]
+    return [train_images.transpose(0, 3, 1, 2), train_labels.astype(np.int64),
+            test_images.transpose(0, 3, 1, 2), test_labels.astype(np.int64)]
+
+
+def _download(source, put):
+    """A nameless temporary file with what is downloaded. Raises ValueError, which says what to `put` where instead."""
+    address, sha256, path = DOWNLOADS[source]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = tempfile.TemporaryFile(dir=path.parent)          # gone when it is closed, or the process ends
+        with urllib.request.urlopen(address, timeout=60) as response:
+            total = f" of {response.length / 1e6:.1f}" if response.length else ""
+            while chunk := response.read(1 << 20):
+                file.write(chunk)
+                in_place(f"downloading {address}: {file.tell() / 1e6:.1f}{total} MB", done=False)
+        size = file.seek(0, os.SEEK_END)
+        in_place(f"downloaded {address}: {size / 1e6:.1f}{total} MB", done=True)
+        file.seek(0)
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+        wrong = found != sha256 and f"its {size:,} bytes have the SHA-256 {found}, not {sha256}"
+    except (OSError, http.client.HTTPException) as error:
+        in_place("", done=False)                                # clears the line
+        wrong = [*str(error).splitlines(), type(error).__name__][0]
+    require(not wrong, "data", source, f"downloaded from {address}, which failed ({wrong}); try again, or put {put}")
+    file.seek(0)
+    return file
+
+
+def _unpack(archive, folder, files):
+    """Write the `files` of a .tar.gz into `folder`, each under its own name and no other."""
+    contents = {}
+    try:
+        with tarfile.open(fileobj=archive, mode="r:gz") as tar:
+            for file in files:
+                contents[file] = tar.extractfile(f"{folder.name}/{file}").read()
+    except Exception:                             # whatever tarfile makes of an archive that is something else
+        pass
+    missing = [file for file in files if file not in contents]
+    require(not missing, "data_dir", str(folder), f"filled by hand: the archive has no {', '.join(missing)}")
+    folder.mkdir(exist_ok=True)
+    for file in files:
+        write(folder / file, contents[file])
+
+
+def augment(images, random, flip):
+    """Each image (batch, channels, size, size) cropped out of itself with an eighth of its size in zeros around it.
+
+    With `flip`, half of them are mirrored as well. For 32x32 this is the recipe of He et al. (2015), section 4.2. It is
+    one gather on the device of the images; `random` is a NumPy generator.
+    """
+    batch, _, size, _ = images.shape
+    pad = size // 8
+    rows, columns = random.integers(0, 2 * pad + 1, (2, batch, 1)) + np.arange(size)                     # (batch, size)
+    mirrored = random.integers(0, 2, (batch, 1)) * flip
+    columns = np.where(mirrored, columns[:, ::-1], columns)
+    n, rows, columns = (torch.from_numpy(index).to(images.device) for index in (np.arange(batch), rows, columns))
+    padded = F.pad(images, (pad, pad, pad, pad))
+    return padded[n[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
 def load_text(source, context):
     """Two uint8 arrays, the first 90% of the bytes for training and the last 10% for validation.
 
     `source` is "docs", the Python language reference that comes with CPython (its text differs a little between
-    releases), or the path of any file. Raises ValueError if that cannot be read, or is too short for one window of
-    `context` bytes and the next byte in either part.
+    releases); "shakespeare", Tiny Shakespeare (A. Karpathy, 2015), downloaded to data/ once; or the path of any file,
+    which is mapped into memory and may be larger than that. Raises ValueError if it cannot be read, or is too short
+    for one window of `context` bytes and the next byte in either part.
     """
     if source == "docs":
         from pydoc_data.topics import topics
         text = np.frombuffer("\n\n".join(topics[name] for name in sorted(topics)).encode(), np.uint8)
     else:
+        path = _shakespeare() if source == "shakespeare" else source
         try:
-            text = np.fromfile(source, np.uint8)
+            text = np.memmap(path, np.uint8, "r") if os.path.getsize(path) else np.empty(0, np.uint8)
         except OSError as error:
-            require(False, "data", source, f"'docs' or a file; it cannot be read ({error.strerror})")
+            right = f"'docs', 'shakespeare' or a file; it cannot be read ({error.strerror})"
+            require(False, "data", source, right)
     cut = len(text) * 9 // 10
     require(len(text) - cut > context, "data", source,
             f"longer: the last tenth of its {len(text)} bytes is no more than the context of {context}")
     return text[:cut], text[cut:]
+
+
+def _shakespeare():
+    address, sha256, path = DOWNLOADS["shakespeare"]
+    if not path.exists():
+        with _download("shakespeare", f"it at {path}") as file:
+            write(path, file.read())
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    require(found == sha256, "data", "shakespeare", f"the published text, but {path} is another (SHA-256 {found}): "
+            f"move it away, or train on it with --data {path}")
+    return path

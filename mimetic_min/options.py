@@ -7,12 +7,16 @@ import argparse
 import inspect
 import json
 import math
+import os
 import re
+import signal
 import sys
+import traceback
 from pathlib import Path
 
 import torch
 
+from .report import in_place
 from .vit import require
 
 INITS = ("default", "xavier", "noise", "simple", "mimetic")
@@ -54,6 +58,7 @@ COUNT = option(int, lambda n: n >= 1, "a whole number from 1")
 SEED = option(int, lambda n: 0 <= n < 2**63, "a whole number from 0")
 RATE = option(float, lambda x: 0 < x < math.inf, "a number above 0")
 INIT = option(str, INITS.__contains__, "one of " + ", ".join(INITS))
+AUGMENT = option(str, ("none", "crop", "crop+flip").__contains__, "none, crop or crop+flip")
 DEVICE = option(str, torch_has, "cpu, or a cuda or mps that torch finds here")
 
 
@@ -82,30 +87,71 @@ def parser(description, model, config, lr, batch_size):
 
 
 def parse(p, argv, task):
-    """The options in `argv`; with --resume, those that its folder was started with."""
+    """The options in `argv`; with --resume, those that its folder was started with, and its results.json in `started`.
+
+    Those go through the same checks again, and have to come out as they are in the file.
+    """
     options = p.parse_args(argv)
+    options.started = None
     if options.resume is not None:
-        try:
-            results = json.loads(Path(options.resume, "results.json").read_text())
-            found = results["task"] == task and isinstance(results["config"], dict)
-        except (OSError, ValueError, KeyError, TypeError):
-            found = False
-        require(found, "resume", options.resume, f"a folder with a results.json of train_{task}.py")
-        words = sys.argv[1:] if argv is None else argv
-        others = [word for word in words if word.startswith("--") and not word.startswith("--resume")]
+        others = [word for word in (sys.argv[1:] if argv is None else argv) if re.match("--(?!resume)", word)]
         right = f"the only option, without {' '.join(others)}: the runs keep theirs"
         require(not others, "resume", options.resume, right)
-        vars(options).update(results["config"])
+        right = f"a folder with the results.json that train_{task}.py wrote"
+        try:
+            results = json.loads(Path(options.resume, "results.json").read_text())
+            again = p.parse_args(words(results["config"], p))
+            same = config(again) == results["config"] and results["task"] == task
+        except OSError as error:
+            require(False, "resume", options.resume, f"{right}, which cannot be read ({error.strerror})")
+        except ValueError as error:
+            require(False, "resume", options.resume, f"{right}; in this one {error}")
+        except (KeyError, TypeError, AttributeError):
+            same = False
+        require(same, "resume", options.resume, right)
+        again.resume, again.started = options.resume, results
+        options = again
     return options
 
 
+def config(options):
+    """What results.json holds of the options: all but the folder."""
+    return {name: value for name, value in vars(options).items() if name not in ("out", "resume", "started")}
+
+
+def words(config, p):
+    """The command line that `config` came from."""
+    for name, value in config.items():
+        option = "--" + name.replace("_", "-")
+        if value is True:
+            yield option
+        elif isinstance(value, list):
+            yield from (option, *map(str, value))
+        elif value != p.get_default(name):
+            yield f"{option}={'off' if value is None else value}"
+
+
 def script(main, p):
-    """Run the `main` of a script: bad input ends in one line that names the option, and in exit status 2."""
+    """Run the `main` of a script. What a user can mend ends in one line that names it and in exit status 2.
+
+    SIGINT and SIGTERM end it in a line that says how to go on, and in status 130.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)              # a KeyboardInterrupt, like that of Ctrl-C
     try:
         main()
-    except ValueError as error:
-        name, rest = str(error).split(" ", 1)
+    except (ValueError, RuntimeError, BrokenPipeError, KeyboardInterrupt) as error:
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        line = str(error).split("\n")[0] or "stopped"
+        if isinstance(error, RuntimeError) and "memory" in line:
+            line = f"out of memory, try a smaller --dim, --depth or --batch-size ({line})"
+        elif isinstance(error, RuntimeError) or (
+                isinstance(error, ValueError) and frame.f_code.co_name not in ("require", "error", "write")):
+            raise                                                          # a bug, and not the user's
+        name, rest = line.split(" ", 1) if " " in line else (line, "")
         if name in vars(p.parse_args([])):
             name = "--" + name.replace("_", "-")
-        print(f"{p.prog}: {name} {rest}", file=sys.stderr)
-        sys.exit(2)
+        in_place("", done=False)                                           # clears the line of progress
+        print(f"{p.prog}:", "; ".join([f"{name} {rest}".strip(), *getattr(error, "__notes__", [])]), file=sys.stderr)
+        if isinstance(error, BrokenPipeError):                             # or Python tries to write once more
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(130 if isinstance(error, KeyboardInterrupt) else 2)

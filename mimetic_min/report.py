@@ -1,9 +1,18 @@
-"""What the two training scripts print: a line of progress, and the table that ends a grid of runs."""
+"""What the two training scripts print and leave behind: progress, the closing table, a run folder and its files."""
+import csv
+import io
+import json
 import math
+import os
 import shutil
 import statistics
 import sys
 import time
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+
+from .vit import require
 
 METRICS = {                      # what runs are compared by: title, unit, factor and decimals in print, which is best
     "accuracy": ("accuracy", "%", 100, 1, max),
@@ -16,8 +25,20 @@ def metric_of(values):
     return next(name for name in METRICS if name in values)
 
 
+def on_terminal():
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
+def in_place(line, done):
+    """Print a line of progress: on a terminal over the one before it, until it is `done`; elsewhere only then."""
+    if on_terminal():
+        print("\r\x1b[K" + line[: shutil.get_terminal_size().columns - 1], end="\n" if done else "", flush=True)
+    elif done:
+        print(line, flush=True)
+
+
 class Progress:
-    """A line that says how far it is: in place on a terminal, else a new one at each evaluation."""
+    """A line that says how far a grid of runs is: in place on a terminal, else a new one at each evaluation."""
 
     def __init__(self):
         self.start, self.steps, self.shown = time.perf_counter(), 0, 0.0
@@ -25,8 +46,8 @@ class Progress:
     def show(self, run, step, loss, evaluated, later):
         """Call it after every step. `later` is the number of steps in the runs after this one."""
         self.steps += 1
-        now, terminal = time.perf_counter(), sys.stdout.isatty()
-        if not evaluated and not (terminal and now - self.shown > 0.1):
+        now = time.perf_counter()
+        if not evaluated and not (on_terminal() and now - self.shown > 0.1):
             return
         self.shown = now
         line = f"{run['init']:8} seed {run['seed']}  lr {run['lr']:g}  step {step:,}/{run['steps']:,}"
@@ -36,20 +57,22 @@ class Progress:
             _, _, factor, decimals, _ = METRICS[metric]
             line += f"  {metric} {factor * run['curve'][-1][metric]:.{decimals}f}"
         line += f"  {(now - self.start) / self.steps * (run['steps'] - step + later):.0f} s left"
-        if terminal:
-            line = "\r\x1b[K" + line[: shutil.get_terminal_size().columns - 1]
-        print(line, end="" if terminal and step < run["steps"] else "\n", flush=True)
+        in_place(line, done=step == run["steps"] or not on_terminal())
 
 
 def table(runs):
     """The lines of the closing table: each init at its best rate, mean and spread over the seeds, and its gain.
 
     Where there are several rates, the first half of the seeds chooses one and only the others are reported; a single
-    seed has to do both.
+    seed has to do both. A run that diverged is worse than any other, and so is a mean that it is part of.
     """
-    metric = metric_of(runs[0]["final"])
+    finals = [run["final"] for run in runs if "final" in run]
+    if not finals:
+        return ["every run diverged: try a lower --lr"]
+    metric = metric_of(finals[0])
     title, unit, factor, decimals, best = METRICS[metric]
-    value = {(run["init"], run["lr"], run["seed"]): factor * run["final"][metric] for run in runs}
+    worst = {metric: -math.inf if best is max else math.inf}
+    value = {(run["init"], run["lr"], run["seed"]): factor * run.get("final", worst)[metric] for run in runs}
     inits, rates, seeds = ([*dict.fromkeys(column)] for column in zip(*value))
     choosing = seeds[: len(seeds) // 2] if len(rates) > 1 else []
     reporting = seeds[len(choosing) :]
@@ -62,10 +85,13 @@ def table(runs):
     lines = [f"{'init':10}{'lr':10}{f'{title}, {unit}':24}against {base}"]
     for init, (lr, values) in rows.items():
         mean, difference = statistics.mean(values), statistics.mean(values) - statistics.mean(rows[base][1])
-        cell, against = f"{mean:.{decimals}f}", f"{difference:+.{decimals}f}"
-        if len(values) > 1:
-            error = math.sqrt((statistics.variance(values) + statistics.variance(rows[base][1])) / len(values))
+        cell, against = f"{mean:.{decimals}f}", f"{difference:+.{decimals}f}" if math.isfinite(difference) else ""
+        if not math.isfinite(mean):
+            cell = f"diverged, {sum(map(math.isinf, values))} of {len(values)}"
+        elif len(values) > 1:
             cell += f" ± {statistics.stdev(values):.{decimals}f}"
+        if against and len(values) > 1:
+            error = math.sqrt((statistics.variance(values) + statistics.variance(rows[base][1])) / len(values))
             against += f" ± {error:.{decimals}f}" + ("  no difference seen" if abs(difference) < 2 * error else "")
         lines.append(f"{init:10}{lr:<10g}{cell:24}{against if init != base else ''}".rstrip())
     lines.append("")
@@ -80,3 +106,54 @@ def table(runs):
 
 def listed(values):
     return ", ".join(f"{value:g}" for value in values)
+
+
+def new_folder(out, name, script):
+    """Make the folder `out`, which may be there if it is empty; without it, the first free of name, name-2, name-3."""
+    for n in count(1):
+        folder = Path(out if out is not None else f"{name}-{n}" if n > 1 else name)
+        try:
+            folder.mkdir(parents=True, exist_ok=out is not None)
+            free = not set(os.listdir(folder)) - {"results.json.tmp"}       # which a start that was killed leaves
+        except FileExistsError:
+            if out is None:
+                continue
+            free = False                                                    # it is a file
+        except OSError as error:
+            require(False, "out", str(folder), f"a folder that can be made and read ({error.strerror})")
+        right = f"a new or empty folder (to go on with runs in it: python {script} --resume {out})"
+        require(free, "out", out, right)
+        return folder
+
+
+def results_json(results):
+    return (json.dumps(results, indent=1) + "\n").encode()
+
+
+def log_csv(runs):
+    """The bytes of log.csv: a row an evaluation of each run."""
+    rows = [{name: run[name] for name in ("init", "seed", "lr")} | point for run in runs for point in run["curve"]]
+    file = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return file.getvalue().encode()
+
+
+def write(path, content):
+    """Write the bytes `content` under a temporary name and move them into place, so that no file is ever half there.
+
+    Raises ValueError, and leaves what stood at `path`, if that cannot be done.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())                            # on the disk before it gets its name
+        os.replace(temporary, path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise ValueError(f"{path} cannot be written: {error.strerror}") from None

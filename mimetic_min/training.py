@@ -1,24 +1,25 @@
 """What the two training scripts share: one run, the grid of runs, and what they leave behind.
 
 A run folder holds results.json (the finished runs), log.csv (a row an evaluation) and one checkpoint a run, with its
-weights. Each is written under a temporary name and moved into place, so that none is ever half there.
+weights. Together they say all that is needed to go on with runs that were stopped, at whatever moment.
 """
-import csv
 import inspect
-import json
+import io
 import math
-import os
 import platform
+import signal
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from itertools import count, product
+from itertools import product
 from pathlib import Path
 from typing import Callable
 
 import torch
 
-from .report import Progress, table
+from .options import config
+from .report import Progress, in_place, log_csv, new_folder, results_json, table, write
 from .vit import require
 
 EVALUATIONS = 8                  # a run
@@ -68,53 +69,108 @@ def train(experiment, options, run, path, report):
     """Train one run, {"init", "seed", "lr"}, from its checkpoint at `path` if there is one, and fill in its results.
 
     The batches, and the initial weights outside the attention, depend on the seed alone: all inits see the same.
-    Calls report(step, loss, evaluated) after each step. Raises ValueError if the loss is no longer finite.
+    Calls report(step, loss, evaluated) after each step. A loss that is not finite ends the run: it is marked with the
+    step, as "diverged", and the last checkpoint stays. SIGINT or SIGTERM write one after the step that they come in.
     """
     torch.manual_seed(run["seed"])
     model = experiment.model()
     initialise(model, run["init"], options)
     model.to(options.device)
     optimizer = adamw(model, experiment)
-    steps, last, total = experiment.steps, 0, 0.0              # `last` is the step of the last evaluation
+    steps, done, losses = experiment.steps, 0, []              # those since the last evaluation
     run.update(parameters=sum(p.numel() for p in model.parameters()), steps=steps, seconds=0.0, curve=[])
     if path.exists():
-        state = torch.load(path, map_location=options.device, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["rng"].cpu())                # dropout draws from it
-        run.update(state["run"])
-        last = run["curve"][-1]["step"]
+        done, losses = restore(path, run, config(options), model, optimizer)
     forward = torch.compile(model) if options.compile else model
     start = time.perf_counter() - run["seconds"]
 
-    for step in range(last, steps):
-        for group in optimizer.param_groups:
-            group["lr"] = rate(step, steps, run["lr"])
-        loss = experiment.loss(forward, run["seed"], step)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+    with signals_deferred() as signals:
+        for step in range(done, steps):
+            for group in optimizer.param_groups:
+                group["lr"] = rate(step, steps, run["lr"])
+            loss = experiment.loss(forward, run["seed"], step)
+            optimizer.zero_grad()
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
 
-        total += loss.detach()
-        evaluated = (step + 1) * EVALUATIONS % steps < EVALUATIONS
-        if evaluated:
-            model.eval()
-            with torch.no_grad():
-                metrics = experiment.evaluate(forward)
-            model.train()
-            finite = all(map(math.isfinite, (total, *metrics.values())))
-            require(finite, "lr", run["lr"], f"lower: the loss of {run['init']} is not finite at step {step + 1}")
-            run["curve"].append({"step": step + 1, "train_loss": float(total) / (step + 1 - last), **metrics})
-            run["seconds"], last, total = time.perf_counter() - start, step + 1, 0.0
-            state = {"task": experiment.task, "config": asdict(model.config), "run": run, "model": model.state_dict(),
-                     "optimizer": optimizer.state_dict(), "rng": torch.get_rng_state()}
-            write(path, lambda temporary: torch.save(state, temporary))
-        report(step + 1, loss, evaluated)
+            losses.append(loss.detach().where(norm.isfinite(), torch.nan))  # such a gradient has spoilt the weights
+            evaluated, stop, metrics = (step + 1) * EVALUATIONS % steps < EVALUATIONS, bool(signals), {}
+            if evaluated:
+                model.eval()
+                with torch.no_grad():
+                    metrics = experiment.evaluate(forward)
+                model.train()
+            if evaluated or stop:
+                values = torch.stack(losses).tolist()
+                bad = [not math.isfinite(value) for value in (*values, *metrics.values())]
+                if any(bad):
+                    run["diverged"] = min(step + 1, step + 2 - len(values) + bad.index(True))
+                    break
+                if evaluated:
+                    run["curve"].append({"step": step + 1, "train_loss": sum(values) / len(values), **metrics})
+                    losses = []
+                run["seconds"] = time.perf_counter() - start
+                save(path, experiment, options, run, step + 1, losses, model, optimizer)
+            report(step + 1, loss, evaluated)
+            if stop:
+                break
+        if signals:
+            raise KeyboardInterrupt
 
-    run["final"] = {name: value for name, value in run["curve"][-1].items() if name not in ("step", "train_loss")}
-    if experiment.sample:
-        run["sample"] = experiment.sample(model.eval(), run["seed"])
+    if "diverged" not in run:
+        run["final"] = final(run["curve"])
+        if experiment.sample:
+            run["sample"] = experiment.sample(model.eval(), run["seed"])
+
+
+def save(path, experiment, options, run, step, losses, model, optimizer):
+    """Write a checkpoint: all that `restore` needs to go on to the same figures, and a user to build the model."""
+    file = io.BytesIO()
+    torch.save({"task": experiment.task, "config": asdict(model.config), "options": config(options), "run": run,
+                "step": step, "losses": losses, "model": model.state_dict(), "optimizer": optimizer.state_dict(),
+                "rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all()}, file)    # for dropout
+    write(path, file.getvalue())
+
+
+def restore(path, run, options, model, optimizer):
+    """Put a checkpoint back into its run: (steps done, losses since the last evaluation).
+
+    Raises ValueError, which names the file, if it is damaged, or not of this run with these options.
+    """
+    try:
+        state = torch.load(path, map_location=options["device"], weights_only=True)     # which runs no code
+        same = state["options"] == options and all(state["run"][name] == run[name] for name in ("init", "seed", "lr"))
+        if same:
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            torch.set_rng_state(state["rng"].cpu())
+            torch.cuda.set_rng_state_all([rng.cpu() for rng in state["cuda_rng"]])
+            run.update(state["run"])
+            return state["step"], state["losses"]
+    except Exception:                                          # whatever torch makes of a file that is something else
+        pass
+    require(False, "resume", str(path.parent), f"a folder with its own checkpoints; {path.name} is damaged, or of "
+            "another run: move it away to train this one from its start")
+
+
+@contextmanager
+def signals_deferred():
+    """Inside, SIGINT and SIGTERM, unless they are ignored, only fill the list that it yields."""
+    came = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:                      # as a shell has it for what runs in the background
+            signal.signal(number, lambda number, frame: came.append(number))
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def final(curve):
+    return {name: value for name, value in curve[-1].items() if name not in ("step", "train_loss")}
 
 
 def run_grid(experiment, options):
@@ -125,70 +181,56 @@ def run_grid(experiment, options):
     model = experiment.model()
     model.blocks = model.blocks[:1]                            # one layer is enough to check the strengths
     initialise(model, "mimetic", options)
+    grid = list(dict.fromkeys(product(options.seed, options.lr, options.init)))
     script = f"train_{experiment.task}.py"
-    if options.resume is None:
+    if options.started is None:
         folder = new_folder(options.out, f"runs/{experiment.task}-{Path(options.data).stem}", script)
-        config = {name: value for name, value in vars(options).items() if name not in ("out", "resume")}
         results = {"task": experiment.task, "data": options.data, "python": platform.python_version(),
-                   "torch": torch.__version__, "config": config, "runs": []}
-        write_results(folder / "results.json", results)
+                   "torch": torch.__version__, "config": config(options), "runs": []}
+        write(folder / "results.json", results_json(results))
     else:
-        folder = Path(options.resume)
-        results = json.loads((folder / "results.json").read_text())
-    grid, runs = list(dict.fromkeys(product(options.seed, options.lr, options.init))), results["runs"]
+        folder, results = Path(options.resume), options.started
+        right = "a folder whose results.json is as it was written, with the runs of its own grid"
+        require(is_sound(results.get("runs"), grid, experiment), "resume", options.resume, right)
+    runs = results["runs"]
     print(f"{len(grid)} runs of {experiment.steps:,} steps on {options.device}, into {folder}", flush=True)
 
     progress = Progress()
-    for number in range(len(runs), len(grid)):                 # runs finish in the order of the grid
-        seed, lr, init = grid[number]
-        run = {"init": init, "seed": seed, "lr": lr}
+    try:
+        for number in range(len(runs), len(grid)):             # runs finish in the order of the grid
+            seed, lr, init = grid[number]
+            run = {"init": init, "seed": seed, "lr": lr}
 
-        def report(step, loss, evaluated):
-            progress.show(run, step, loss, evaluated, later=experiment.steps * (len(grid) - number - 1))
-            if evaluated:
-                write(folder / "log.csv", lambda temporary: write_log(temporary, [*runs, run]))
+            def report(step, loss, evaluated):
+                progress.show(run, step, loss, evaluated, later=experiment.steps * (len(grid) - number - 1))
+                if evaluated:
+                    write(folder / "log.csv", log_csv([*runs, run]))
 
-        try:
             train(experiment, options, run, folder / f"{init}-seed{seed}-lr{lr}.pt", report)
-        except KeyboardInterrupt:
-            print(f"\nstopped; to go on: python {script} --resume {folder}", file=sys.stderr)
-            sys.exit(130)
-        runs.append(run)
-        write_results(folder / "results.json", results)
+            if "diverged" in run:
+                in_place("", done=False)
+                print(f"{script}: {init} with seed {seed} and --lr {lr:g} diverged: its loss is not finite at step "
+                      f"{run['diverged']:,}; try a lower --lr", file=sys.stderr)
+            runs.append(run)
+            write(folder / "log.csv", log_csv(runs))
+            write(folder / "results.json", results_json(results))
+    except BaseException as error:
+        error.add_note(f"to go on: python {script} --resume {folder}")
+        raise
     print("", *table(runs), sep="\n")
     return runs
 
 
-def new_folder(out, name, script):
-    """Make the folder `out`, which may be there if it is empty; without it, the first free of name, name-2, name-3."""
-    for n in count(1):
-        folder = Path(out if out is not None else f"{name}-{n}" if n > 1 else name)
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            if out is None:
-                continue
-            right = f"a new or empty folder (to go on with runs in it: python {script} --resume {out})"
-            require(folder.is_dir() and not any(folder.iterdir()), "out", out, right)
-        except OSError as error:
-            require(False, "out", str(folder), f"a folder that can be made ({error.strerror})")
-        return folder
-
-
-def write(path, save):
-    """Have `save` write a temporary file, and move that into place."""
-    temporary = path.with_name(path.name + ".tmp")
-    save(temporary)
-    os.replace(temporary, path)
-
-
-def write_results(path, results):
-    write(path, lambda temporary: temporary.write_text(json.dumps(results, indent=1) + "\n"))
-
-
-def write_log(path, runs):
-    rows = [{name: run[name] for name in ("init", "seed", "lr")} | point for run in runs for point in run["curve"]]
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+def is_sound(runs, grid, experiment):
+    """Whether these are results of the first runs of the grid, with all that will be read of them."""
+    try:
+        points = [point for run in runs for point in run["curve"]]
+        finished = [run for run in runs if "diverged" not in run]
+        return ([(run["seed"], run["lr"], run["init"]) for run in runs] == grid[: len(runs)]
+                and all(run["steps"] == experiment.steps for run in runs)
+                and len({tuple(point) for point in points}) <= 1
+                and all(isinstance(value, (int, float)) for point in points for value in point.values())
+                and all(run["final"] == final(run["curve"]) for run in finished)
+                and all(("sample" in run) == (experiment.sample is not None) for run in finished))
+    except (KeyError, TypeError, AttributeError, IndexError):
+        return False
