@@ -4,6 +4,6 @@ vit.py        a vision transformer and the initialiser, in one file that needs t
 gpt.py        a GPT and the same initialiser, likewise
 data.py       images and text for the two training scripts
 options.py    their options, each checked before anything is trained
-training.py   one run, the grid of runs, and what they leave behind
-report.py     the line of progress and the closing table
+training.py   one run, the grid of runs, and how either goes on after a stop
+report.py     what they print and leave behind: progress, the closing table, run folders
 """

@@ -147,11 +147,11 @@ def script(main, p):
         elif isinstance(error, RuntimeError) or (
                 isinstance(error, ValueError) and frame.f_code.co_name not in ("require", "error", "write")):
             raise                                                          # a bug, and not the user's
-        name, rest = line.split(" ", 1) if " " in line else (line, "")
+        name = line.split(" is ")[0]
         if name in vars(p.parse_args([])):
-            name = "--" + name.replace("_", "-")
+            line = "--" + line.replace(name, name.replace("_", "-"), 1)
         in_place("", done=False)                                           # clears the line of progress
-        print(f"{p.prog}:", "; ".join([f"{name} {rest}".strip(), *getattr(error, "__notes__", [])]), file=sys.stderr)
+        print(f"{p.prog}:", "; ".join([line, *getattr(error, "__notes__", [])]), file=sys.stderr)
         if isinstance(error, BrokenPipeError):                             # or Python tries to write once more
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(130 if isinstance(error, KeyboardInterrupt) else 2)

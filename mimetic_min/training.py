@@ -10,6 +10,7 @@ import platform
 import signal
 import sys
 import time
+import zipfile
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -139,9 +140,11 @@ def restore(path, run, options, model, optimizer):
     Raises ValueError, which names the file, if it is damaged, or not of this run with these options.
     """
     try:
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()                           # as torch does not look at its checksums
         state = torch.load(path, map_location=options["device"], weights_only=True)     # which runs no code
         same = state["options"] == options and all(state["run"][name] == run[name] for name in ("init", "seed", "lr"))
-        if same:
+        if same and not damaged:
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
             torch.set_rng_state(state["rng"].cpu())

@@ -338,6 +338,19 @@ def test_table_chooses_a_rate_on_other_seeds_than_it_reports():
     assert lines[-1] == "each lr is the best of 0.1, 0.2 by seed 0" and "over seeds 1, 2;" in lines[-2]
 
 
+def test_table_ranks_a_run_that_diverged_last():
+    """At 0.2 seed 0 diverged, so 0.1 is chosen though seed 1 is better there; mimetic diverged with one of two."""
+    diverged = {"init": "default", "lr": 0.2, "seed": 0, "curve": [], "diverged": 5}
+    some = runs("loss", default={(0.1, 0): 2.0, (0.1, 1): 2.0, (0.1, 2): 2.5, (0.2, 1): 1.0, (0.2, 2): 1.0},
+                mimetic={(0.1, 0): 1.0, (0.1, 1): 1.0, (0.2, 0): 1.5, (0.2, 1): 1.5, (0.2, 2): 1.5})
+    lines = report.table([some[0], diverged, *some[1:], diverged | {"init": "mimetic", "lr": 0.1, "seed": 2}])
+    assert [line.split() for line in lines[1:3]] == ["default 0.1 2.250 ± 0.354".split(),
+                                                     "mimetic 0.1 diverged, 1 of 2".split()]
+    assert report.table([diverged]) == ["every run diverged: try a lower --lr"]
+    assert report.table([diverged, *runs("accuracy", mimetic={(0.2, 0): 0.5})])[1:3] == [
+        "default   0.2       diverged, 1 of 1", "mimetic   0.2       50.0"]
+
+
 def test_table_compares_with_default_wherever_it_stands():
     lines = report.table(runs("accuracy", mimetic={(0.1, 0): 0.9}, default={(0.1, 0): 0.8}))
     assert lines[0].endswith("against default") and lines[1].split() == "mimetic 0.1 90.0 +10.0".split()
