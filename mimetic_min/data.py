@@ -69,21 +69,24 @@ def _read_cifar(source, data_dir):
     if missing and data_dir is None:
         with _download(source, f"{', '.join(files)} into {folder} or a --data-dir") as archive:
             _unpack(archive, folder, missing)
-    parts = []
-    for file in files:
-        count = 10_000 if file == test_file else 50_000 // len(train_files)
+
+    def check(ok, file, wrong):
+        require(ok, "data_dir", str(folder), f"a folder with the binary files of {source}; {file} {wrong}")
+
+    def read(file, count):
         try:
-            size, right = os.path.getsize(folder / file), count * (label_bytes + 3072)
-            wrong = f"has {size:,} bytes, not {right:,}"
-            if size == right:
-                records = np.fromfile(folder / file, np.uint8).reshape(count, -1)
-                parts.append((records[:, label_bytes:].reshape(-1, 3, 32, 32), records[:, label_bytes - 1]))
-                top = parts[-1][1].max()
-                wrong = f"holds the label {top}; they go from 0 to {classes - 1}" if top >= classes else None
+            records = np.fromfile(folder / file, np.uint8)
         except OSError as error:
-            wrong = f"cannot be read ({error.strerror})"
-        require(not wrong, "data_dir", str(folder), f"a folder with the binary files of {source}; {file} {wrong}")
-    return [np.concatenate(arrays) for arrays in zip(*parts[:-1])] + list(parts[-1])
+            check(False, file, f"cannot be read ({error.strerror})")
+        size = count * (label_bytes + 3072)
+        check(len(records) == size, file, f"has {len(records):,} bytes, not {size:,}")
+        records = records.reshape(count, -1)
+        images, labels = records[:, label_bytes:].reshape(count, 3, 32, 32), records[:, label_bytes - 1]
+        check(labels.max() < classes, file, f"holds the label {labels.max()}; they go from 0 to {classes - 1}")
+        return images, labels
+
+    train = [read(file, 50_000 // len(train_files)) for file in train_files]
+    return [*map(np.concatenate, zip(*train)), *read(test_file, 10_000)]
 
 
 def _read_npz(source):

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import train_vit
@@ -348,6 +348,26 @@ def test_a_bad_download_of_shakespeare_leaves_nothing_and_the_next_is_clean(faul
     assert Path("data/tinyshakespeare.txt").read_bytes() == text[:-1] and len(requests) == asked
 
 
+@given(change=st.data())
+@settings(max_examples=15)
+def test_a_damaged_cifar_file_is_refused_or_read_as_it_is(archives, change):
+    """Cut off anywhere, or with a label that is none: ValueError that names it. A changed pixel is read as it is."""
+    records = archives["cifar10"][1]["test_batch.bin"]
+    if not Path("here").exists():
+        os.mkdir("here")
+        for name, whole in archives["cifar10"][1].items():
+            whole.tofile(f"here/{name}")
+    content = mutated(records.tobytes(), change.draw(mutations(records.size)))
+    Path("here/test_batch.bin").write_bytes(content)
+    found = np.frombuffer(content, np.uint8)
+    if len(found) < records.size or found[::3073].max() > 9:
+        with pytest.raises(ValueError, match="^data_dir is 'here': .*; test_batch.bin h"):
+            data.load_images("cifar10", data_dir="here")
+    else:
+        *_, images, labels = data.load_images("cifar10", data_dir="here")
+        assert np.array_equal(np.concatenate([labels[:, None], images.reshape(-1, 3072)], 1).ravel(), found)
+
+
 def assert_says_what_was_tried(error, source, remedy):
     line = str(error.value)
     address = data.DOWNLOADS[source][0]
@@ -519,6 +539,7 @@ def test_text_is_bytes_split_nine_to_one():
 
 
 @given(content=st.binary(max_size=400), context=st.integers(1, 50))
+@example(content=b"", context=1)
 @settings(max_examples=100)
 def test_any_bytes_are_a_text_if_they_are_enough(content, context):
     """A tenth of at least context + 1 bytes is for validation; else one line says how long the file is."""
