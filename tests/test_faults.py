@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -101,10 +102,13 @@ def test_all_inits_see_the_same_batches_and_start_alike_but_for_their_attention(
 def test_a_signal_saves_its_step_and_resume_ends_in_the_same_results(task, stop, number, monkeypatch):
     """SIGINT or SIGTERM after any step: the next one is done and saved, the grid is left, and can be gone on with.
 
-    With dropout in the GPT, for which no option asks, so that the state of the random generator counts too.
+    With dropout in the GPT, for which no option asks, so that the state of the random generator counts too, and with
+    crops and flips of the images.
     """
     monkeypatch.setattr(train_lm, "GPTConfig", partial(gpt.GPTConfig, dropout=0.2))
     words = [*SHORT[task], "--init", "default", "mimetic"]
+    if task == "vit":
+        words += ["--augment", "crop+flip"]
     MAIN[task]([*words, "--out", "whole"])
     steps = iter(range(1, 1000))
     show = report.Progress.show
@@ -140,6 +144,18 @@ def test_a_stopped_script_says_in_one_line_how_to_go_on(task, number):
     line = f"train_{task}.py: stopped; to go on: python train_{task}.py --resume run\n"
     assert child.stderr.read() == line and child.wait() == 130
     assert sorted(path.suffix for path in Path("run").iterdir()) == [".csv", ".json", ".pt"]
+
+
+def test_a_signal_before_the_training_ends_the_script_in_one_line(capsys):
+    """While the data are loaded, say: there is nothing to save yet."""
+    before = signal.getsignal(signal.SIGTERM)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        try:
+            with pytest.raises(SystemExit) as end:
+                options.script(lambda: os.kill(os.getpid(), number) or time.sleep(60), train_vit.PARSER)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        assert end.value.code == 130 and capsys.readouterr().err.endswith(": stopped\n")
 
 
 def test_a_reader_that_goes_away_stops_the_run_in_one_line():
@@ -301,6 +317,25 @@ def test_a_file_that_cannot_be_written_leaves_the_one_before_it():
     assert {path.name: path.read_bytes() for path in Path("run").iterdir()} == before
 
 
+def test_no_reader_ever_sees_half_a_file():
+    """While it is written again and again, alternately full of a and of b, it is always full of one of them."""
+    path, done = Path("file"), threading.Event()
+    contents = [bytes([letter]) * 5_000_000 for letter in b"ab"]
+    report.write(path, contents[0])
+
+    def keep_writing():
+        while not done.is_set():
+            for content in reversed(contents):
+                report.write(path, content)
+
+    writer = threading.Thread(target=keep_writing)
+    writer.start()
+    seen = [path.read_bytes() for _ in range(100)]
+    done.set()
+    writer.join()
+    assert all(content in contents for content in seen) and len(set(seen)) == 2
+
+
 def test_a_model_that_is_too_large_is_one_line():
     limit = partial(resource.setrlimit, resource.RLIMIT_DATA, (4 << 30, 4 << 30))
     done = script("vit", "--dim", "40000", "--init", "default", preexec_fn=limit)
@@ -352,6 +387,12 @@ def test_a_checkpoint_of_another_run_or_with_code_in_it_is_refused(task):
     checkpoint = unfinished(task)
     MAIN[task]([*TINY[task], "--seed", "1", "--out", "seed1"])
     MAIN[task]([*TINY[task], "--batch-size", "9", "--out", "batch9"])
+    MAIN[task]([*TINY[task], "--seed", "0", "1", "--out", "both"])
+    for path in Path("both").glob("*seed1*.pt"):                     # the right options, and the seed of another run
+        shutil.copy(path, str(path).replace("seed1", "seed0"))
+    Path("both/results.json").write_text(json.dumps(results("both") | {"runs": []}))
+    with pytest.raises(ValueError, match="is damaged, or of another run: move it away"):
+        MAIN[task](["--resume", "both"])
     torch.save({"model": Evil()}, "evil.pt")
     Path("evil.pickle").write_bytes(pickle.dumps(Evil()))
     for other in (next(Path("seed1").glob("*.pt")), next(Path("batch9").glob("*.pt")), "evil.pt", "evil.pickle"):
