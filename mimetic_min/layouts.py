@@ -1,0 +1,139 @@
+"""The four weights in other people's attention: read them, write them, and give a model a mimetic start.
+
+This is where copies go wrong. nn.Linear computes x @ W^T, so its weight is the transpose of the paper's W; and W_Q, W_K
+and W_V stand side by side in one matrix. Three layouts are known, by the names of their parameters:
+
+    torch.nn.MultiheadAttention    in_proj_weight, out_proj    nn.TransformerEncoderLayer has it as .self_attn
+    timm's vision transformers     qkv, proj                   block.attn
+    GPT-2                          c_attn, c_proj              block.attn, of nn.Linear in nanoGPT, of Conv1D elsewhere
+
+    for block in vit.blocks:
+        layouts.mimetic_init_(block.attn, 0.7, 0.7, 0.4, -0.4)
+    for block, beta in zip(gpt2.transformer.h, torch.linspace(-0.1, 0.1, 12).tolist()):
+        layouts.mimetic_init_(block.attn, 0.4, -0.4, 0.02, beta)
+"""
+import re
+
+import torch
+
+from .vit import Attention, require
+
+LAYOUTS = [("in_proj_weight", "out_proj.weight"), ("qkv.weight", "proj.weight"), ("c_attn.weight", "c_proj.weight")]
+KNOWN = " or ".join(" with ".join(names) for names in LAYOUTS)
+OWN = ("W_Q", "W_K", "W_V", "W_proj")
+
+
+def read(module):
+    """The weights of `module`, an attention in one of the three layouts, as an Attention. ValueError for any other."""
+    W_in, W_out, heads, _ = _parts(module)
+    return _attention(W_in, W_out, heads)
+
+
+@torch.no_grad()
+def write(module, attention):
+    """Give `module` the weights of `attention`, which is of its size, and zero its biases. ValueError if it is not.
+
+    A bias of Q or K would add to the logits what W_Q W_K^T does not say.
+    """
+    W_in, W_out, heads, biases = _parts(module)
+    d = len(W_out)
+    right = f"{(heads, d, d // heads)}, (heads, dim, head_dim) of the module"
+    require(attention.W_Q.shape == (heads, d, d // heads), "shape of W_Q", tuple(attention.W_Q.shape), right)
+    W_Q, W_K = (W.transpose(0, 1).flatten(1) for W in (attention.W_Q, attention.W_K))     # heads side by side: (d, d)
+    W_in.copy_(torch.cat([W_Q, W_K, attention.W_V], dim=1))
+    W_out.copy_(attention.W_proj)
+    for bias in biases:
+        bias.zero_()
+
+
+def mimetic_init_(module, qk_alpha, qk_beta, vp_alpha, vp_beta, generator=None):
+    """Attention.mimetic_init_ for `module`, an attention in one of the three layouts. ValueError for any other."""
+    attention = read(module)
+    attention.mimetic_init_(qk_alpha, qk_beta, vp_alpha, vp_beta, generator)
+    write(module, attention)
+
+
+def _parts(module):
+    """(W_in (d, 3d), W_out (d, d), heads, biases): the module's own parameters, seen as x @ W has them."""
+    found = dict(module.named_parameters())
+    for names in LAYOUTS:
+        biases = [name.replace("weight", "bias") for name in names]
+        if found.keys() - biases == set(names):                # and nothing else, such as a norm of the queries
+            heads = module.n_head if hasattr(module, "n_head") else module.num_heads
+            W_in, W_out = _as_rows_have_them(*(found[name].detach() for name in names))
+            return W_in, W_out, heads, [found[name] for name in biases if name in found]
+    require(False, "module", type(module).__name__, f"an attention with {KNOWN} and no more; it has {_some(found)}")
+
+
+def _as_rows_have_them(W_in, W_out):
+    """Views of W_in as (d, 3d) and W_out as (d, d): transposed where W_in is (3d, d), as in nn.Linear."""
+    d = len(W_out)
+    right = "(dim, 3 dim), or (3 dim, dim) of a Linear, with an output weight (dim, dim)"
+    require(W_out.shape == (d, d) and W_in.shape in ((d, 3 * d), (3 * d, d)), "input weight", tuple(W_in.shape), right)
+    return (W_in, W_out) if len(W_in) == d else (W_in.T, W_out.T)
+
+
+@torch.no_grad()
+def _attention(W_in, W_out, heads):
+    attention = Attention(len(W_out), heads).to(W_out)         # its dtype and device
+    W_Q, W_K, W_V = W_in.chunk(3, dim=1)
+    attention.W_Q.copy_(W_Q.unflatten(1, (heads, -1)).transpose(0, 1))
+    attention.W_K.copy_(W_K.unflatten(1, (heads, -1)).transpose(0, 1))
+    attention.W_V.copy_(W_V)
+    attention.W_proj.copy_(W_out)
+    return attention
+
+
+def read_checkpoint(path, heads=None):
+    """A list of Attention: the layers, from the first to the last, in a file of weights.
+
+    The file is a state_dict that PyTorch saved (.pth, .bin, .pt), which is read without running code in it, or a
+    .safetensors, if that package is installed. The names in it end as in the three layouts, or are this project's.
+    `heads` is not in the others' files: the published ViTs and GPT-2s have dim / 64 of them, which is the default.
+    Raises ValueError, which names the file and what is wrong with it.
+    """
+    weights, attentions = _load(path), {}
+    for name, W in weights.items():
+        for name_in, name_out in LAYOUTS:
+            prefix = name.removesuffix(name_in)
+            if prefix != name and prefix + name_out in weights:
+                W_in, W_out = _as_rows_have_them(W, weights[prefix + name_out])
+                d = len(W_out)
+                right = f"given, as the width of {path} is {d}, which is no multiple of 64"
+                require(heads or d % 64 == 0, "heads", heads, right)
+                attentions[prefix] = _attention(W_in, W_out, heads or d // 64)
+        if name.endswith("attention.W_Q"):
+            prefix = name.removesuffix("W_Q")
+            attentions[prefix] = Attention(W.shape[1], len(W))
+            attentions[prefix].load_state_dict({own: weights[prefix + own] for own in OWN})
+    right = f"a file with {KNOWN}; in this one there are {_some(weights) or 'no weights'}"
+    require(attentions, "checkpoint", str(path), right)
+    in_order = sorted(attentions, key=lambda prefix: [int(number) for number in re.findall(r"\d+", prefix)])
+    return [attentions[prefix] for prefix in in_order]
+
+
+def _load(path):
+    """{name: tensor} of a file, which may have them under "model" or "state_dict"."""
+    try:
+        if str(path).endswith(".safetensors"):
+            from safetensors.torch import load_file
+            found = load_file(path)
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except ImportError:
+        require(False, "checkpoint", str(path), "read with safetensors: python -m pip install safetensors")
+    except OSError as error:
+        require(False, "checkpoint", str(path), f"a file of weights; it cannot be read ({error.strerror or error})")
+    except Exception:                                          # whatever they make of a file that is something else
+        right = "a file of weights, of PyTorch or .safetensors; it cannot be read as one"
+        require(False, "checkpoint", str(path), right)
+    for name in ("model", "state_dict"):
+        if isinstance(found, dict) and isinstance(found.get(name), dict):
+            found = found[name]
+    return {name: W for name, W in found.items() if torch.is_tensor(W)} if isinstance(found, dict) else {}
+
+
+def _some(names):
+    """The first of `names`, and how many more."""
+    names = list(names)
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
