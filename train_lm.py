@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from mimetic_min import options, training
-from mimetic_min.data import load_text
+from mimetic_min.data import fingerprint, load_text
 from mimetic_min.gpt import GPT, GPTConfig
 
 PARSER = options.parser(__doc__.splitlines()[0], GPT, GPTConfig, lr=1e-3, batch_size=12)
@@ -53,8 +53,8 @@ def main(argv=None):
         return bytes(tokens[0, 1:].tolist()).decode(errors="replace")
 
     runs = training.run_grid(training.Experiment(
-        task="lm", model=lambda: GPT(config), loss=loss, evaluate=evaluate, steps=o.steps,
-        betas=(0.9, 0.99), weight_decay=0.1, sample=sample), o)  # nanoGPT's recipe for characters
+        task="lm", fingerprint=fingerprint(text, validation), model=lambda: GPT(config), loss=loss, evaluate=evaluate,
+        steps=o.steps, betas=(0.9, 0.99), weight_decay=0.1, sample=sample), o)  # nanoGPT's recipe for characters
     for init in dict.fromkeys(o.init):
         for run in [run for run in runs if run["init"] == init and "sample" in run][:1]:
             print(f"\n---- {init}, seed {run['seed']}, lr {run['lr']:g}, writes:\n{run['sample']}")

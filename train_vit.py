@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from mimetic_min import options, training
-from mimetic_min.data import CIFAR, augment, load_images
+from mimetic_min.data import CIFAR, augment, fingerprint, load_images, moments
 from mimetic_min.vit import ViT, ViTConfig, require
 
 PARSER = options.parser(__doc__.splitlines()[0], ViT, ViTConfig, lr=2e-3, batch_size=50)
@@ -35,12 +35,8 @@ def main(argv=None):
             f"at most {len(train_images)}, the number of training images")
     steps_an_epoch = len(train_images) // o.batch_size
 
-    pixels = train_images[:, 0].numel()                         # of a channel; the sums over them are exact
-    mean = train_images.sum((0, 2, 3)).double() / pixels
-    squares = sum(images.int().square().sum((0, 2, 3)) for images in train_images.split(1000)).double() / pixels
-    deviation = (squares - mean**2).sqrt()
-    deviation[deviation == 0] = 1.0                             # a channel that is all one value becomes all zero
-    mean, deviation = (t.float()[:, None, None].to(o.device) for t in (mean, deviation))
+    mean, deviation = (t.to(o.device) for t in moments(train_images))
+    crc = fingerprint(train_images, train_labels, test_images, test_labels)
     train_images, train_labels = train_images.to(o.device), train_labels.to(o.device)
 
     def normalise(images):                                      # uint8 to mean 0 and deviation 1 in each channel
@@ -66,8 +62,8 @@ def main(argv=None):
         return {"accuracy": correct / len(test_images)}
 
     training.run_grid(training.Experiment(
-        task="vit", model=lambda: ViT(config), loss=loss, evaluate=evaluate, steps=o.epochs * steps_an_epoch,
-        betas=(0.9, 0.999), weight_decay=0.05), o)
+        task="vit", fingerprint=crc, model=lambda: ViT(config), loss=loss, evaluate=evaluate,
+        steps=o.epochs * steps_an_epoch, betas=(0.9, 0.999), weight_decay=0.05), o)
 
 
 if __name__ == "__main__":

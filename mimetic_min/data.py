@@ -8,6 +8,7 @@ import os
 import tarfile
 import tempfile
 import urllib.request
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,8 @@ def _read_npz(source):
             arrays = {name: file[name] for name in ARRAYS if name in file}
     except OSError as error:
         check(False, f"it cannot be read ({error.strerror or error})")
+    except MemoryError:
+        check(False, "it is larger than the memory")
     except Exception:                             # whatever NumPy makes of a file that is something else, or broken
         check(False, "it cannot be read as one")
     missing = [name for name in ARRAYS if name not in arrays]
@@ -137,7 +140,7 @@ def _download(source, put):
         file.seek(0)
         found = hashlib.file_digest(file, "sha256").hexdigest()
         wrong = found != sha256 and f"its {size:,} bytes have the SHA-256 {found}, not {sha256}"
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         in_place("", done=False)                                # clears the line
         wrong = [*str(error).splitlines(), type(error).__name__][0]
     require(not wrong, "data", source, f"downloaded from {address}, which failed ({wrong}); try again, or put {put}")
@@ -156,9 +159,31 @@ def _unpack(archive, folder, files):
         pass
     missing = [file for file in files if file not in contents]
     require(not missing, "data_dir", str(folder), f"filled by hand: the archive has no {', '.join(missing)}")
-    folder.mkdir(exist_ok=True)
     for file in files:
         write(folder / file, contents[file])
+
+
+def moments(images):
+    """Mean and deviation of each channel of uint8 images (n, channels, size, size): float32 (channels, 1, 1).
+
+    A channel that is all one value has the deviation 1, so that it becomes all zero.
+    """
+    pixels = images[:, 0].numel()                               # the sums over them are exact
+    mean = images.sum((0, 2, 3)).double() / pixels
+    squares = sum(part.int().square().sum((0, 2, 3)) for part in images.split(1000)).double() / pixels
+    deviation = (squares - mean**2).sqrt()
+    deviation[deviation == 0] = 1.0
+    return mean.float()[:, None, None], deviation.float()[:, None, None]
+
+
+def fingerprint(*arrays):
+    """A number that tells data from others: the CRC-32 of arrays of bytes, of a long one its first and last million."""
+    crc = 0
+    for array in arrays:
+        flat = np.asarray(array).reshape(-1)
+        for part in (flat,) if flat.nbytes < 1 << 28 else (flat[:1_000_000], flat[-1_000_000:]):
+            crc = zlib.crc32(part, crc)
+    return crc
 
 
 def augment(images, random, flip):
@@ -189,8 +214,8 @@ def load_text(source, context):
         from pydoc_data.topics import topics
         text = np.frombuffer("\n\n".join(topics[name] for name in sorted(topics)).encode(), np.uint8)
     else:
-        path = _shakespeare() if source == "shakespeare" else source
         try:
+            path = _shakespeare() if source == "shakespeare" else source
             text = np.memmap(path, np.uint8, "r") if os.path.getsize(path) else np.empty(0, np.uint8)
         except OSError as error:
             right = f"'docs', 'shakespeare' or a file; it cannot be read ({error.strerror})"

@@ -12,6 +12,7 @@ import re
 import signal
 import sys
 import traceback
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -54,7 +55,7 @@ def strength(text):
     return None if text == "off" else option(float, lambda x: True, "a number, or off")(text)
 
 
-COUNT = option(int, lambda n: n >= 1, "a whole number from 1")
+COUNT = option(int, lambda n: 1 <= n < 2**31, "a whole number from 1")
 SEED = option(int, lambda n: 0 <= n < 2**63, "a whole number from 0")
 RATE = option(float, lambda x: 0 < x < math.inf, "a number above 0")
 INIT = option(str, INITS.__contains__, "one of " + ", ".join(INITS))
@@ -81,6 +82,7 @@ def parser(description, model, config, lr, batch_size):
                            help="strength, see mimetic_init_; off leaves that product at the default")
     p.add_argument("--device", type=DEVICE, default="cuda" if torch.cuda.is_available() else "cpu", help="of torch")
     p.add_argument("--compile", action="store_true", help="torch.compile the model")
+    p.add_argument("--plot", action="store_true", help="draw pictures into the folder of the run (needs matplotlib)")
     p.add_argument("--out", help="a new or empty folder for the results; without it a fresh one in runs/")
     p.add_argument("--resume", metavar="DIR", help="go on with the runs in DIR, with the options they started with")
     return p
@@ -100,13 +102,13 @@ def parse(p, argv, task):
         right = f"a folder with the results.json that train_{task}.py wrote"
         try:
             results = json.loads(Path(options.resume, "results.json").read_text())
-            again = p.parse_args(words(results["config"], p))
-            same = config(again) == results["config"] and results["task"] == task
+            again = p.parse_args(words(results["config"], vars(p.parse_args([])))) if results["task"] == task else None
+            same = again is not None and config(again) == results["config"]
         except OSError as error:
             require(False, "resume", options.resume, f"{right}, which cannot be read ({error.strerror})")
         except ValueError as error:
             require(False, "resume", options.resume, f"{right}; in this one {error}")
-        except (KeyError, TypeError, AttributeError):
+        except (KeyError, TypeError, AttributeError, RecursionError):
             same = False
         require(same, "resume", options.resume, right)
         again.resume, again.started = options.resume, results
@@ -119,16 +121,33 @@ def config(options):
     return {name: value for name, value in vars(options).items() if name not in ("out", "resume", "started")}
 
 
-def words(config, p):
+def words(config, defaults):
     """The command line that `config` came from."""
     for name, value in config.items():
+        if value == defaults[name]:
+            continue
         option = "--" + name.replace("_", "-")
         if value is True:
             yield option
         elif isinstance(value, list):
             yield from (option, *map(str, value))
-        elif value != p.get_default(name):
+        else:
             yield f"{option}={'off' if value is None else value}"
+
+
+@contextmanager
+def signals_deferred():
+    """Inside, SIGINT and SIGTERM, unless they are ignored, only fill the list that it yields."""
+    came = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:                      # as a shell has it for what runs in the background
+            signal.signal(number, lambda number, frame: came.append(number))
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def script(main, p):
@@ -137,12 +156,16 @@ def script(main, p):
     SIGINT and SIGTERM end it in a line that says how to go on, and in status 130.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)              # a KeyboardInterrupt, like that of Ctrl-C
+    if sys.stdout is not None:
+        sys.stdout.reconfigure(errors="replace")                           # for what it cannot encode, as in a sample
     try:
         main()
-    except (ValueError, RuntimeError, BrokenPipeError, KeyboardInterrupt) as error:
+    except (ValueError, RuntimeError, MemoryError, OSError, KeyboardInterrupt) as error:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)                          # a second one would come amid the last line
         *_, (frame, _) = traceback.walk_tb(error.__traceback__)
         line = str(error).split("\n")[0] or "stopped"
-        if isinstance(error, RuntimeError) and "memory" in line:
+        if isinstance(error, MemoryError) or isinstance(error, RuntimeError) and "memory" in line:
             line = f"out of memory, try a smaller --dim, --depth or --batch-size ({line})"
         elif isinstance(error, RuntimeError) or (
                 isinstance(error, ValueError) and frame.f_code.co_name not in ("require", "error", "write")):
@@ -152,6 +175,6 @@ def script(main, p):
             line = "--" + line.replace(name, name.replace("_", "-"), 1)
         in_place("", done=False)                                           # clears the line of progress
         print(f"{p.prog}:", "; ".join([line, *getattr(error, "__notes__", [])]), file=sys.stderr)
-        if isinstance(error, BrokenPipeError):                             # or Python tries to write once more
+        if isinstance(error, OSError):                                     # or Python tries to write to stdout again
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(130 if isinstance(error, KeyboardInterrupt) else 2)

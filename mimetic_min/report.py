@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import shlex
 import shutil
 import statistics
 import sys
@@ -108,22 +109,25 @@ def listed(values):
     return ", ".join(f"{value:g}" for value in values)
 
 
-def new_folder(out, name, script):
-    """Make the folder `out`, which may be there if it is empty; without it, the first free of name, name-2, name-3."""
+def new_folder(out, task, data):
+    """Make the folder `out`, which may be there if it is empty; else the first free of runs/vit-digits, -2, -3, ..."""
     for n in count(1):
-        folder = Path(out if out is not None else f"{name}-{n}" if n > 1 else name)
+        folder = Path(out if out is not None else f"runs/{task}-{Path(data).stem}" + f"-{n}" * (n > 1))
         try:
             folder.mkdir(parents=True, exist_ok=out is not None)
             free = not set(os.listdir(folder)) - {"results.json.tmp"}       # which a start that was killed leaves
-        except FileExistsError:
-            if out is None:
-                continue
-            free = False                                                    # it is a file
         except OSError as error:
-            require(False, "out", str(folder), f"a folder that can be made and read ({error.strerror})")
-        right = f"a new or empty folder (to go on with runs in it: python {script} --resume {out})"
-        require(free, "out", out, right)
+            if folder.exists() and out is None:
+                continue
+            right = f"a folder that can be made and read ({error.strerror})"
+            require(folder.is_file(), "out", str(folder), right)
+            free = False
+        require(free, "out", out, f"a new or empty folder ({to_go_on(task, folder)})")
         return folder
+
+
+def to_go_on(task, folder):
+    return f"to go on: python train_{task}.py --resume {shlex.quote(str(folder))}"
 
 
 def results_json(results):
@@ -148,6 +152,7 @@ def write(path, content):
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
+        path.parent.mkdir(exist_ok=True)
         with open(temporary, "wb") as file:
             file.write(content)
             file.flush()

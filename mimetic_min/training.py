@@ -7,11 +7,9 @@ import inspect
 import io
 import math
 import platform
-import signal
 import sys
 import time
 import zipfile
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -19,8 +17,8 @@ from typing import Callable
 
 import torch
 
-from .options import config
-from .report import Progress, in_place, log_csv, new_folder, results_json, table, write
+from .options import config, signals_deferred
+from .report import Progress, in_place, log_csv, new_folder, results_json, table, to_go_on, write
 from .vit import require
 
 EVALUATIONS = 8                  # a run
@@ -31,6 +29,7 @@ class Experiment:
     """What a script trains, and how."""
 
     task: str                    # "vit" or "lm", as in train_vit.py
+    fingerprint: int             # of the data
     model: Callable              # () -> a new model, with the default initialisation
     loss: Callable               # (model, seed, step) -> the loss on the batch that seed and step stand for
     evaluate: Callable           # (model) -> {metric: value}, one of them in report.METRICS
@@ -48,6 +47,14 @@ def initialise(model, init, options):
     elif init != "default":      # which a new model has
         method = getattr(model, init + "_init_")
         method(**{name: getattr(options, name) for name in inspect.signature(method).parameters if name != "generator"})
+
+
+def new_model(make, run, options):
+    """A new model with the seed and the init of a run: the same again at every call, with the same torch."""
+    torch.manual_seed(run["seed"])
+    model = make()
+    initialise(model, run["init"], options)
+    return model
 
 
 def rate(step, steps, peak):
@@ -73,10 +80,7 @@ def train(experiment, options, run, path, report):
     Calls report(step, loss, evaluated) after each step. A loss that is not finite ends the run: it is marked with the
     step, as "diverged", and the last checkpoint stays. SIGINT or SIGTERM write one after the step that they come in.
     """
-    torch.manual_seed(run["seed"])
-    model = experiment.model()
-    initialise(model, run["init"], options)
-    model.to(options.device)
+    model = new_model(experiment.model, run, options).to(options.device)
     optimizer = adamw(model, experiment)
     steps, done, losses = experiment.steps, 0, []              # those since the last evaluation
     run.update(parameters=sum(p.numel() for p in model.parameters()), steps=steps, seconds=0.0, curve=[])
@@ -96,12 +100,13 @@ def train(experiment, options, run, path, report):
             optimizer.step()
 
             losses.append(loss.detach().where(norm.isfinite(), torch.nan))  # such a gradient has spoilt the weights
-            evaluated, stop, metrics = (step + 1) * EVALUATIONS % steps < EVALUATIONS, bool(signals), {}
+            evaluated, metrics = (step + 1) * EVALUATIONS % steps < EVALUATIONS, {}
             if evaluated:
                 model.eval()
                 with torch.no_grad():
                     metrics = experiment.evaluate(forward)
                 model.train()
+            stop = bool(signals)
             if evaluated or stop:
                 values = torch.stack(losses).tolist()
                 bad = [not math.isfinite(value) for value in (*values, *metrics.values())]
@@ -157,21 +162,6 @@ def restore(path, run, options, model, optimizer):
             "another run: move it away to train this one from its start")
 
 
-@contextmanager
-def signals_deferred():
-    """Inside, SIGINT and SIGTERM, unless they are ignored, only fill the list that it yields."""
-    came = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:                      # as a shell has it for what runs in the background
-            signal.signal(number, lambda number, frame: came.append(number))
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def final(curve):
     return {name: value for name, value in curve[-1].items() if name not in ("step", "train_loss")}
 
@@ -184,22 +174,26 @@ def run_grid(experiment, options):
     model = experiment.model()
     model.blocks = model.blocks[:1]                            # one layer is enough to check the strengths
     initialise(model, "mimetic", options)
+    if options.plot:
+        from .figures import new_figure
+        new_figure(1, 1)                                       # a ValueError now rather than in an hour
     grid = list(dict.fromkeys(product(options.seed, options.lr, options.init)))
-    script = f"train_{experiment.task}.py"
     if options.started is None:
-        folder = new_folder(options.out, f"runs/{experiment.task}-{Path(options.data).stem}", script)
-        results = {"task": experiment.task, "data": options.data, "python": platform.python_version(),
-                   "torch": torch.__version__, "config": config(options), "runs": []}
+        folder = new_folder(options.out, experiment.task, options.data)
+        results = {"task": experiment.task, "data": options.data, "fingerprint": experiment.fingerprint,
+                   "python": platform.python_version(), "torch": torch.__version__, "config": config(options),
+                   "runs": []}
         write(folder / "results.json", results_json(results))
     else:
         folder, results = Path(options.resume), options.started
         right = "a folder whose results.json is as it was written, with the runs of its own grid"
         require(is_sound(results.get("runs"), grid, experiment), "resume", options.resume, right)
-    runs = results["runs"]
-    print(f"{len(grid)} runs of {experiment.steps:,} steps on {options.device}, into {folder}", flush=True)
+        right = f"a folder whose data are what they were, but {options.data} has changed since"
+        require(results.get("fingerprint") == experiment.fingerprint, "resume", options.resume, right)
 
-    progress = Progress()
+    runs, progress = results["runs"], Progress()
     try:
+        print(f"{len(grid)} runs of {experiment.steps:,} steps on {options.device}, into {folder}", flush=True)
         for number in range(len(runs), len(grid)):             # runs finish in the order of the grid
             seed, lr, init = grid[number]
             run = {"init": init, "seed": seed, "lr": lr}
@@ -212,15 +206,18 @@ def run_grid(experiment, options):
             train(experiment, options, run, folder / f"{init}-seed{seed}-lr{lr}.pt", report)
             if "diverged" in run:
                 in_place("", done=False)
-                print(f"{script}: {init} with seed {seed} and --lr {lr:g} diverged: its loss is not finite at step "
-                      f"{run['diverged']:,}; try a lower --lr", file=sys.stderr)
+                what = f"diverged: its loss is not finite at step {run['diverged']:,}; try a lower --lr"
+                print(f"train_{experiment.task}.py: {init} with seed {seed} and --lr {lr:g} {what}", file=sys.stderr)
             runs.append(run)
             write(folder / "log.csv", log_csv(runs))
             write(folder / "results.json", results_json(results))
     except BaseException as error:
-        error.add_note(f"to go on: python {script} --resume {folder}")
+        error.add_note(to_go_on(experiment.task, folder))
         raise
     print("", *table(runs), sep="\n")
+    if options.plot and any("final" in run for run in runs):
+        from . import figures
+        print("", *figures.draw(folder), sep="\n")
     return runs
 
 

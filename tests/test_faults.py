@@ -146,15 +146,29 @@ def test_a_stopped_script_says_in_one_line_how_to_go_on(task, number):
     assert sorted(path.suffix for path in Path("run").iterdir()) == [".csv", ".json", ".pt"]
 
 
+def test_a_signal_in_an_evaluation_waits_for_no_further_step(monkeypatch):
+    experiment = training.Experiment
+
+    def interrupted(**more):
+        evaluate = more.pop("evaluate")
+        return experiment(evaluate=lambda model: os.kill(os.getpid(), signal.SIGTERM) or evaluate(model), **more)
+
+    monkeypatch.setattr(training, "Experiment", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        MAIN["vit"]([*SHORT["vit"], "--out", "run"])
+    assert torch.load("run/default-seed0-lr0.002.pt", weights_only=True)["step"] == 3
+
+
 def test_a_signal_before_the_training_ends_the_script_in_one_line(capsys):
     """While the data are loaded, say: there is nothing to save yet."""
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in (signal.SIGINT, signal.SIGTERM):
         try:
             with pytest.raises(SystemExit) as end:
                 options.script(lambda: os.kill(os.getpid(), number) or time.sleep(60), train_vit.PARSER)
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for each, handler in before.items():
+                signal.signal(each, handler)
         assert end.value.code == 130 and capsys.readouterr().err.endswith(": stopped\n")
 
 
@@ -167,6 +181,27 @@ def test_a_reader_that_goes_away_stops_the_run_in_one_line():
     assert child.wait() == 2
     MAIN["vit"](["--resume", "run"])
     assert len(results("run")["runs"]) == 3
+
+
+def test_an_output_that_is_full_stops_the_run_in_one_line():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, ROOT / "train_vit.py", *SHORT["vit"], "--out", "run"], stdout=full,
+                              stderr=subprocess.PIPE, text=True)
+    line = "train_vit.py: [Errno 28] No space left on device; to go on: python train_vit.py --resume run\n"
+    assert (done.returncode, done.stderr) == (2, line)
+
+
+def test_two_signals_are_one_line():
+    child = subprocess.Popen([sys.executable, ROOT / "train_vit.py", "--init", "default", "--out", "run"],
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while "s left" not in child.stdout.readline():
+        assert child.poll() is None
+    for _ in range(20):
+        child.send_signal(signal.SIGTERM)
+        time.sleep(0.005)
+    child.stdout.read()
+    assert child.stderr.read() == "train_vit.py: stopped; to go on: python train_vit.py --resume run\n"
+    assert child.wait() == 130
 
 
 @both_scripts
@@ -444,6 +479,8 @@ def test_a_damaged_results_json_is_refused_or_read(task, change):
     lambda found: found["config"].update(dim=8.0),
     lambda found: found["config"].update(device="cuda:99"),
     lambda found: found["config"].update(more=1),
+    lambda found: found["config"].update(help=True),
+    lambda found: found.update(fingerprint=0),
     lambda found: found["config"].pop("dim"),
     lambda found: found["runs"][0].pop("final"),
     lambda found: found["runs"][0].pop("curve"),
@@ -471,6 +508,20 @@ def test_all_options_come_back(words):
     train_vit.main([*TINY["vit"], *words.split(), "--out", "run"])
     assert results("run")["config"] == json.loads(json.dumps(options.config(given_))) | {"augment": "none"}
     train_vit.main(["--resume", "run"])
+
+
+@both_scripts
+def test_data_that_have_changed_are_not_gone_on_with(task):
+    random = np.random.default_rng(0)
+    for n in range(2):
+        images, labels = random.integers(0, 256, (2, 20, 8, 8), dtype=np.uint8), np.arange(20) % 3
+        np.savez("my", train_images=images[0], train_labels=labels, test_images=images[1], test_labels=labels)
+        Path("my.txt").write_bytes(random.bytes(400))
+        if n == 0:
+            MAIN[task]([*TINY[task], "--data", {"vit": "my.npz", "lm": "my.txt"}[task], "--out", "run"])
+            MAIN[task](["--resume", "run"])
+    with pytest.raises(ValueError, match=r"^resume is 'run': .* are what they were, but my\.(npz|txt) has changed"):
+        MAIN[task](["--resume", "run"])
 
 
 def test_what_a_start_that_was_killed_leaves_is_no_hindrance():

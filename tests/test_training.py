@@ -244,7 +244,8 @@ BAD = [
     ("vit", "--device cuda:99", "device is 'cuda:99': it must be cpu, or a cuda or mps that torch finds here"),
     ("vit", "--epoch 3", "unrecognized arguments: --epoch 3"),
     ("vit", "--out file", "out is 'file': it must be a new or empty folder"
-     " (to go on with runs in it: python train_vit.py --resume file)"),
+     " (to go on: python train_vit.py --resume file)"),
+    ("vit", "--batch-size 99999999999", "batch_size is '99999999999': it must be a whole number from 1"),
     ("lm", "--steps 1.5", "steps is '1.5': it must be a whole number from 1"),
     ("lm", "--context 50000", "data is 'docs': it must be longer: the last tenth of its"),
     ("lm", "--data no.txt", "data is 'no.txt': it must be 'docs', 'shakespeare' or a file; it cannot be read"
@@ -277,6 +278,27 @@ def test_bad_input_is_one_line_and_status_2(task, words, line):
 
 
 @both_scripts
+def test_the_way_to_go_on_can_be_pasted(task):
+    MAIN[task]([*SHORT[task], "--init", "default", "--out", "my run"])
+    with pytest.raises(ValueError, match=f"python train_{task}.py --resume 'my run'.$"):
+        MAIN[task]([*SHORT[task], "--out", "my run"])
+
+
+def test_a_runs_folder_that_is_not_there_any_more_is_named():
+    """A link to a disk that is not mounted."""
+    os.symlink("gone/scratch", "runs")
+    with pytest.raises(ValueError, match="^out is 'runs/vit-digits': it must be a folder that can be made and read "):
+        MAIN["vit"](SHORT["vit"])
+
+
+def test_what_the_output_cannot_encode_is_replaced():
+    """Such as the ± of the table, or a character of the sample."""
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = script("lm", *SHORT["lm"], "--init", "mimetic", "--seed", "0", "1", env=environment)
+    assert done.returncode == 0 and done.stderr == "" and " ? " in done.stdout
+
+
+@both_scripts
 def test_nothing_in_a_run_folder_is_overwritten(task):
     """Without --out each run gets a fresh folder; an --out that holds a run is refused, and says how to go on."""
     options = [*SHORT[task], "--init", "default"]
@@ -287,7 +309,7 @@ def test_nothing_in_a_run_folder_is_overwritten(task):
     assert sorted(path.name for path in Path("runs").iterdir()) == [Path(first).name, Path(first).name + "-2"]
     with pytest.raises(ValueError) as error:
         MAIN[task]([*options, "--out", first])
-    assert str(error.value).endswith(f"(to go on with runs in it: python train_{task}.py --resume {first})")
+    assert str(error.value).endswith(f"(to go on: python train_{task}.py --resume {first})")
     with pytest.raises(ValueError, match="^resume is .*: it must be the only option, without --lr: the runs keep "):
         MAIN[task](["--resume", first, "--lr", "1"])
     MAIN[task](["--resume", first])                                  # nothing is left to do
