@@ -4,8 +4,8 @@
     python -m mimetic_min.figures runs/vit-digits --pretrained FILE        with a pretrained model's layers beside it
     python -m mimetic_min.figures vit_tiny.pth                             into the folder of the file
 
-All that needs matplotlib (python -m pip install matplotlib) is here. What is signed is drawn symmetric around zero, with
-one scale for all panels of a picture, darker for negative and lighter for positive, so that it reads without colour.
+All that needs matplotlib (python -m pip install matplotlib) is here. What is signed is drawn symmetric around zero,
+with one scale for all panels of a picture, dark for negative and light for positive, so that it reads without colour.
 """
 import io
 import json
@@ -40,17 +40,17 @@ def draw(folder, pretrained=None, heads=None):
     for init, state in states.items():
         models[f"{init}\nbefore"], models[f"{init}\ntrained"] = model_of(state, trained=False), model_of(state)
     layers = {name: [block.attention for block in model.blocks] for name, model in models.items()}
-    if pretrained is not None:
-        layers["pretrained"] = layouts.read_checkpoint(pretrained, heads)
     batch = example(state)
     maps = {name: attention_maps(model, batch) for name, model in models.items()}
-    with suppress(Exception):    # whatever a file of somebody else's, or a model of other images, makes of it: no maps
-        own = model_of(torch.load(pretrained, map_location="cpu", weights_only=True))
-        maps["pretrained"] = attention_maps(own, batch)
+    if pretrained is not None:
+        layers["pretrained"] = layouts.read_checkpoint(pretrained, heads)
+        with suppress(Exception):                              # no maps of another project's model, or of other images
+            own = model_of(torch.load(pretrained, map_location="cpu", weights_only=True))
+            maps["pretrained"] = attention_maps(own, batch)
     pictures = product_pictures(layers) | {
-        "attention.png": panels("Attention maps, mean of a batch and its heads. Look for structure before training\n"
-                                "(row: the token that looks, column: the one looked at; number: share of its own token)",
-                                maps, signed=False),
+        "attention.png": panels("Attention maps, mean of a batch and all heads.\nLook for a pattern before training.\n"
+                                "(row: the token that looks, column: the one looked at;\n"
+                                "number: how much a token looks at itself)", maps, signed=False),
         "diagonals.png": diagonals(layers, list(states)),
         "curves.png": curves(runs),
     }
@@ -58,7 +58,7 @@ def draw(folder, pretrained=None, heads=None):
 
 
 def draw_file(path, heads=None):
-    """Write pictures of the products in a file of weights beside it, and return their paths. ValueError as in `draw`."""
+    """Write pictures of the products in a file of weights beside it; returns and raises what `draw` does."""
     new_figure(1, 1)
     path = Path(path)
     return save(product_pictures({path.name: layouts.read_checkpoint(path, heads)}), path.parent, path.stem + "-")
@@ -91,7 +91,7 @@ def _read(folder):
 
 
 def model_of(state, trained=True):
-    """The model of a checkpoint, or as it was before the training: the seed and the init make the same weights again."""
+    """The model of a checkpoint, or as it was before the training: seed and init make the same weights again."""
     make = (lambda: ViT(ViTConfig(**state["config"]))) if state["task"] == "vit" else (
         lambda: GPT(GPTConfig(**state["config"])))
     model = new_model(make, state["run"], Namespace(**state["options"]))
@@ -116,10 +116,9 @@ def example(state):
 def attention_maps(model, batch):
     """[(title, map (tokens, tokens), mean of its diagonal)] of an early, a middle and a late layer."""
     inputs = []
-    hooks = [block.norm1.register_forward_hook(lambda module, _, output: inputs.append(output)) for block in model.blocks]
+    for block in model.blocks:
+        block.norm1.register_forward_hook(lambda module, _, output: inputs.append(output))
     model(batch)
-    for hook in hooks:
-        hook.remove()
     chosen = dict.fromkeys((0, len(inputs) // 2, len(inputs) - 1))
     maps = {i: model.blocks[i].attention.attention_map(inputs[i]).mean((0, 1)) for i in chosen}
     return [(f"layer {i + 1}", A.numpy(), A.diag().mean().item()) for i, A in maps.items()]
@@ -134,7 +133,7 @@ def diagonal(attention, which):
 
 @torch.no_grad()
 def tile(product):
-    """The upper left corners of the products of some heads (heads, d, d), side by side in as square a grid as may be."""
+    """The upper left corners of the products of some heads (heads, d, d), in as square a grid as may be."""
     corners = np.pad(product[:, :CROP, :CROP].float().numpy(), ((0, 0), (0, 2), (0, 2)), constant_values=np.nan)
     across = math.ceil(math.sqrt(len(corners)))
     blank = np.full((-len(corners) % across, *corners.shape[1:]), np.nan)
@@ -151,8 +150,8 @@ def product_pictures(layers):
             products = [a.qk_product() if which == "query-key" else a.vp_product()[None] for a in attentions]
             rows[name] = [(f"layer {i + 1}", tile(product.detach()), diagonal(attention, which))
                           for i, (product, attention) in enumerate(zip(products, attentions))]
-        corner = f", rows and columns 1 to {CROP}" if attentions[0].W_V.shape[0] > CROP else ""
-        title = f"{what}{corner}. Look for a diagonal: light is positive, dark negative\n(number: its mean)"
+        corner = f" (rows and columns 1 to {CROP})" if len(attentions[0].W_V) > CROP else ""
+        title = f"{what}{corner}.\nLook for a diagonal: light is positive, dark negative. (number: its mean)"
         pictures[which + ".png"] = panels(title, rows, signed=True)
     return pictures
 
@@ -170,7 +169,8 @@ def new_figure(width, height):
 def panels(title, rows, signed):
     """A grid of matrices with one scale, {row: [(column, matrix, number)]}, the number above each."""
     columns = max(map(len, rows.values()))
-    picture = new_figure(1.55 * columns + 1.8, 1.75 * len(rows) + 0.8)
+    side = min(1.55, 8.2 / columns)                             # of a panel, in inches
+    picture = new_figure(max(5.5, side * columns + 1.8), (side + 0.3) * len(rows) + 0.8)
     axes = picture.subplots(len(rows), columns, squeeze=False)
     top = max(np.nanquantile(abs(matrix), 0.995) for row in rows.values() for _, matrix, _ in row)
     for axis in axes.flat:
@@ -179,8 +179,8 @@ def panels(title, rows, signed):
         line[0].text(-0.12, 0.5, name, transform=line[0].transAxes, ha="right", va="center")
         for (column, matrix, number), axis in zip(row, line):
             image = axis.imshow(matrix, cmap="cividis" if signed else "gray_r", vmin=-top if signed else 0, vmax=top,
-                                interpolation="nearest")
-            axis.set_title(f"{column}: {number:+.3f}" if signed else f"{column}: {number:.3f}", fontsize=9)
+                                interpolation="auto")
+            axis.set_title(f"{column}\n{number:+.3f}" if signed else f"{column}\n{number:.3f}", fontsize=8)
     picture.colorbar(image, ax=axes, shrink=0.5, extend="both" if signed else "max")
     picture.suptitle(title, fontsize=11)
     return picture
@@ -199,7 +199,8 @@ def diagonals(layers, inits):
                           alpha=0.5 if when == "before" else 1, label=f"{init}, {when}")
         axis.set(title=which, xlabel="layer", xticks=range(1, len(means) + 1))
     axis.legend(fontsize=8)
-    picture.suptitle("Mean of the diagonal. Do networks that start without one grow it? (hollow: before training)", fontsize=11)
+    title = "Mean of the diagonal. Do networks that start without one grow it? (hollow: before training)"
+    picture.suptitle(title, fontsize=11)
     return picture
 
 
@@ -218,14 +219,15 @@ def curves(runs):
                     if (run["init"], run["lr"]) == (init, lr):
                         by_step.setdefault(point["step"], []).append(factor * point[metric])
             color, style = STYLES[init]
-            axis.plot(list(by_step), [statistics.mean(values) for values in by_step.values()], style, color=color, label=init)
-            axis.fill_between(list(by_step), [*map(min, by_step.values())], [*map(max, by_step.values())], color=color,
-                              alpha=0.2, linewidth=0)
+            values = by_step.values()
+            axis.plot(list(by_step), [*map(statistics.mean, values)], style, color=color, label=init)
+            axis.fill_between(list(by_step), [*map(min, values)], [*map(max, values)], color=color, alpha=0.2, lw=0)
         axis.set(title=f"lr {lr:g}", xlabel="step")
     axes[0].set_ylabel(f"{name}, {unit}")
     axes[-1].legend(fontsize=8)
     seeds = len({run["seed"] for run in runs})
-    picture.suptitle(f"Training, {seeds} seed{'s: mean, least and most' if seeds > 1 else ''}", fontsize=11)
+    title = f"Which start is ahead, and where? ({seeds} seed{'s: mean, least and most' if seeds > 1 else ''})"
+    picture.suptitle(title, fontsize=11)
     return picture
 
 

@@ -171,8 +171,9 @@ def script(main, p):
                 isinstance(error, ValueError) and frame.f_code.co_name not in ("require", "error", "write")):
             raise                                                          # a bug, and not the user's
         name = line.split(" is ")[0]
-        if name in vars(p.parse_args([])):
-            line = "--" + line.replace(name, name.replace("_", "-"), 1)
+        option = "--" + name.replace("_", "-")
+        if f"[{option} " in p.format_usage() or f"[{option}]" in p.format_usage():
+            line = line.replace(name, option, 1)
         in_place("", done=False)                                           # clears the line of progress
         print(f"{p.prog}:", "; ".join([line, *getattr(error, "__notes__", [])]), file=sys.stderr)
         if isinstance(error, OSError):                                     # or Python tries to write to stdout again
