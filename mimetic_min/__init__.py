@@ -6,4 +6,6 @@ data.py       images and text for the two training scripts
 options.py    their options, each checked before anything is trained
 training.py   one run, the grid of runs, and how either goes on after a stop
 report.py     what they print and leave behind: progress, the closing table, run folders
+layouts.py    the four weights in other people's attention, and in files
+figures.py    pictures, which need matplotlib
 """
