@@ -226,7 +226,7 @@ def curves(runs):
     axes[0].set_ylabel(f"{name}, {unit}")
     axes[-1].legend(fontsize=8)
     seeds = len({run["seed"] for run in runs})
-    title = f"Which start is ahead, and where? ({seeds} seed{'s: mean, least and most' if seeds > 1 else ''})"
+    title = f"Which start is ahead, and where?\n({seeds} seed{'s: mean, least and most' if seeds > 1 else ''})"
     picture.suptitle(title, fontsize=11)
     return picture
 
