@@ -386,6 +386,25 @@ def test_a_wrong_value_is_named(make, message):
     assert str(error.value) == message
 
 
+def test_the_output_weights_are_those_of_the_embedding_and_learn_as_both():
+    """A token that is only an input, only a wrong answer, or both: its row has the gradient of both uses, added up."""
+    torch.manual_seed(0)
+    model = gpt.GPT(gpt.GPTConfig(vocab_size=5, context=8, dim=16, depth=1, heads=2)).double()
+    tokens, targets = torch.tensor([[0, 1, 2]]), torch.tensor([1, 2, 3])
+    torch.nn.functional.cross_entropy(model(tokens)[0], targets).backward()
+    as_both = model.embed.weight.grad.clone()
+    assert as_both[4].abs().max() > 0                                # never an input
+    step = 1e-6                                                      # central differences: step^2 and 1e-16 / step off
+    for row, column in ((0, 3), (2, 7), (4, 0)):
+        losses = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                model.embed.weight[row, column] += sign * step
+                losses.append(torch.nn.functional.cross_entropy(model(tokens)[0], targets).item())
+                model.embed.weight[row, column] -= sign * step
+        assert abs((losses[0] - losses[1]) / (2 * step) - as_both[row, column].item()) < 1e-8
+
+
 @given(seed=seeds, count=st.integers(0, 12))
 @settings(max_examples=10)
 def test_generate_draws_from_the_models_own_distribution(seed, count):

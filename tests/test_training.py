@@ -78,6 +78,9 @@ def test_a_short_run_from_the_command_line(task):
         else:
             assert run["final"]["bpc"] == pytest.approx(run["final"]["loss"] / np.log(2))
             assert run["final"]["perplexity"] == pytest.approx(np.exp(run["final"]["loss"]))
+            newline, generator = torch.tensor([[10]]), torch.Generator().manual_seed(0)
+            tokens = model.generate(newline, 9, temperature=0.8, generator=generator)
+            assert run["sample"] == bytes(tokens[0, 1:].tolist()).decode(errors="replace")
             assert f"---- {run['init']}, seed 0, lr 0.001, writes:\n{run['sample']}" in done.stdout
     assert done.stdout.count("s left\n") == 3 * 8 and "\r" not in done.stdout
     assert "\n".join(report.table(found["runs"])) in done.stdout
@@ -347,6 +350,15 @@ def test_table_of_means_spreads_and_standard_errors():
         "mimetic 0.001 76.0 ± 1.7 +4.0 ± 1.5".split(),
         "noise 0.001 73.0 ± 2.0 +1.0 ± 1.6 no difference seen".split()]
     assert lines[-1] == "mean ± standard deviation over seeds 0, 1, 2; difference ± its standard error"
+
+
+def test_a_difference_is_seen_from_twice_its_standard_error():
+    """Two groups of spread 2, three seeds each: the error is sqrt(8/3), so the mark is at 3.266."""
+    default = {(0.1, seed): value for seed, value in enumerate((0.70, 0.72, 0.74))}
+    for gain, seen in ((0.032, False), (0.033, True), (-0.032, False), (-0.033, True)):
+        other = {key: value + gain for key, value in default.items()}
+        line = report.table(runs("accuracy", default=default, mimetic=other))[2]
+        assert line.endswith("no difference seen") != seen
 
 
 def test_table_chooses_a_rate_on_other_seeds_than_it_reports():
