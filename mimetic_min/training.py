@@ -214,7 +214,7 @@ def run_grid(experiment, options):
     except BaseException as error:
         error.add_note(to_go_on(experiment.task, folder))
         raise
-    print("", *table(runs), sep="\n")
+    print("", *table(runs), sep="\n", flush=True)
     if options.plot and any("final" in run for run in runs):
         from . import figures
         print("", *figures.draw(folder), sep="\n")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import train_vit
-from mimetic_min import data, figures, vit
+from mimetic_min import data, figures, options, training, vit
 from test_faults import TINY
 from test_training import MAIN, ROOT, both_scripts, results, script
 
@@ -44,7 +44,7 @@ def drawn(picture):
 @both_scripts
 def test_without_matplotlib_plot_is_one_line_before_anything_is_trained(task, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    right = "^plot is True: it must be left out, or matplotlib installed: python -m pip install matplotlib$"
+    right = "^matplotlib is None: it must be installed for pictures: python -m pip install matplotlib$"
     with pytest.raises(ValueError, match=right):
         MAIN[task]([*TINY[task], "--plot"])
     assert os.listdir() == []
@@ -108,7 +108,7 @@ def test_the_products_are_those_of_numpy_with_one_symmetric_scale(matplotlib):
     layers = {"one": [vit.Attention(80, 5) for _ in range(3)], "other": [vit.Attention(80, 5) for _ in range(2)]}
     for attention in layers["other"]:
         attention.mimetic_init_(0.7, 0.7, 0.4, -0.4)
-    made = figures.product_pictures(layers)
+    made = figures.product_pictures(layers, "seed 0")
     assert list(made) == ["query-key.png", "value-projection.png"]
     for name, picture in made.items():
         panels = drawn(picture)
@@ -130,7 +130,7 @@ def test_the_attention_maps_are_those_of_the_layers_inputs(task, matplotlib):
     """Of the first, the middle and the last of 4 layers, computed block by block; rows sum to 1."""
     MAIN[task]([*TINY[task], "--depth", "4", "--out", "run"])
     state = torch.load(next(Path("run").glob("*.pt")), weights_only=True)
-    model, batch = figures.model_of(state), figures.example(state)
+    model, (batch, _) = figures.model_of(state), figures.example(state)
     if task == "vit":
         train, _, test, _ = (t.numpy() for t in data.load_images("digits", 10))
         assert np.allclose(batch, (test[:64] - train.mean()) / train.std(), rtol=0, atol=1e-5)
@@ -151,21 +151,23 @@ def test_the_attention_maps_are_those_of_the_layers_inputs(task, matplotlib):
 
 
 def test_curves_show_the_mean_and_the_band_over_seeds_for_each_rate(matplotlib):
-    """0.5 and 0.7 are 60 %, from 50 to 70; of a run that diverged what there is of its curve."""
+    """0.5 and 0.7 are 60 %, from 50 to 70; where a run diverged the line ends in a cross."""
     def run(init, lr, seed, *accuracies):
         curve = [{"step": 10 * (i + 1), "train_loss": 1.0, "accuracy": a} for i, a in enumerate(accuracies)]
         return {"init": init, "lr": lr, "seed": seed, "curve": curve}
 
     picture = figures.curves([run("default", 0.1, 0, 0.1, 0.5), run("default", 0.1, 1, 0.3, 0.7),
-                              run("mimetic", 0.1, 0, 0.4, 0.8), run("mimetic", 0.1, 1, 0.6),
+                              run("mimetic", 0.1, 0, 0.4, 0.8), run("mimetic", 0.1, 1, 0.6) | {"diverged": 12},
                               run("default", 0.2, 0, 0.2)])
     left, right = picture.axes
     assert (left.get_title(), right.get_title(), left.get_ylabel()) == ("lr 0.1", "lr 0.2", "accuracy, %")
     lines = {line.get_label(): line.get_xydata().tolist() for line in left.lines}
-    assert np.allclose(lines["default"], [[10, 20], [20, 60]]) and np.allclose(lines["mimetic"], [[10, 50], [20, 80]])
+    assert np.allclose(lines["default"], [[10, 20], [20, 60]]) and np.allclose(lines["mimetic"], [[10, 50]])
+    cross, = (line for line in left.lines if line.get_marker() == "x")
+    assert np.allclose(cross.get_xydata(), [[10, 50]])               # no mean of the survivors alone after that
     band = left.collections[0].get_paths()[0].vertices
     assert np.allclose([band[:, 1].min(), band[:, 1].max()], [10, 70])
-    assert len({line.get_linestyle() for line in left.lines}) == 2   # told apart without colour
+    assert len({line.get_linestyle() for line in left.lines if line is not cross}) == 2   # told apart without colour
 
 
 def test_diagonals_are_those_of_numpy_before_and_after(matplotlib):
@@ -173,7 +175,7 @@ def test_diagonals_are_those_of_numpy_before_and_after(matplotlib):
     states = {init: torch.load(f"run/{init}-seed0-lr0.002.pt", weights_only=True) for init in ("default", "mimetic")}
     layers = {f"{init}\n{when}": [block.attention for block in figures.model_of(state, when == "trained").blocks]
               for init, state in states.items() for when in ("before", "trained")}
-    for axis in figures.diagonals(layers, list(states)).axes:
+    for axis in figures.diagonals(layers, "seed 0").axes:
         lines = {line.get_label(): line.get_xydata() for line in axis.lines if line.get_label().count(",")}
         assert len(lines) == 4
         for label, points in lines.items():
@@ -188,7 +190,7 @@ def test_a_file_of_weights_is_drawn_alone_and_beside_a_run(matplotlib):
     torch.save({f"blocks.{i}.attn.{name}": torch.randn(shape) for i in range(2)
                 for name, shape in (("qkv.weight", (384, 128)), ("proj.weight", (128, 128)))}, "vit.pth")
     figures.main(["vit.pth"])
-    assert pictures(".") == ["vit-query-key.png", "vit-value-projection.png"]
+    assert pictures(".") == ["vit.pth-query-key.png", "vit.pth-value-projection.png"]
     assert [path.name for path in figures.draw("run", "vit.pth")] != [] and pictures("run") == NAMES
     shutil.copy(next(Path("run").glob("*.pt")), "own.pt")
     panels = figures.panels
@@ -205,7 +207,7 @@ def test_a_file_of_weights_is_drawn_alone_and_beside_a_run(matplotlib):
 
 @pytest.mark.parametrize("words, line", [
     ("nothing", "figures.py: checkpoint is 'nothing': it must be a file of weights; it cannot be read (No such "),
-    (".", "figures.py: run is '.': it must be the folder of a run, with its results.json and checkpoints ("),
+    (".", "figures.py: run is '.': it must be the folder of a run, but its results.json is missing or damaged"),
     ("file --pretrained x", "figures.py: --pretrained is 'x': it must be left out, as there is no run beside it"),
     ("file --heads 0", "figures.py: --heads is '0': it must be a whole number from 1"),
     ("", "figures.py: the following arguments are required: RUN_OR_CHECKPOINT"),
@@ -217,6 +219,51 @@ def test_bad_input_is_one_line_and_status_2(words, line, matplotlib):
                           env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert done.returncode == 2 and done.stderr.startswith(line) and done.stderr.count("\n") == 1
     assert os.listdir() == ["file"] and done.stdout == ""
+
+
+def test_all_inits_can_be_drawn_and_the_runs_shown_are_of_one_seed(matplotlib, monkeypatch):
+    """Seed 1 is the first that all have finished: default's seed 0 is not shown beside it. And the titles say so."""
+    rate = training.rate
+    monkeypatch.setattr(training, "rate", lambda step, steps, peak: np.nan if diverge.pop(step, None) else 1e-3)
+    diverge = {3: True}                                              # the first run, which is default's of seed 0
+    MAIN["vit"]([*TINY["vit"], "--init", *options.INITS, "--seed", "0", "1", "--plot", "--out", "run"])
+    assert pictures("run") == NAMES and rate and "diverged" in results("run")["runs"][0]
+    _, which, models, _ = figures._read(Path("run"))
+    assert which == "seed 1, lr 0.002" and len(models) == 10
+    state = torch.load("run/default-seed1-lr0.002.pt", weights_only=True)
+    assert torch.equal(models["default\ntrained"].head.weight, state["model"]["head.weight"])
+
+
+def test_of_many_layers_twelve_are_drawn_and_any_file_name_is_a_title(matplotlib):
+    torch.save({f"h.{i}.attn.{name}": torch.randn(shape) for i in range(24)
+                for name, shape in (("c_attn.weight", (64, 192)), ("c_proj.weight", (64, 64)))}, "a$b_$c.bin")
+    figures.main(["a$b_$c.bin"])
+    assert pictures(".") == ["a$b_$c.bin-query-key.png", "a$b_$c.bin-value-projection.png"]
+    picture = figures.product_pictures({"": [vit.Attention(8, 2)] * 24}, "x")["query-key.png"]
+    numbers = [int(title.split()[1]) for title, *_ in drawn(picture)]
+    assert len(numbers) == 12 and numbers == sorted(numbers) and (numbers[0], numbers[-1]) == (1, 24)
+
+
+@pytest.mark.parametrize("damage, wrong", [
+    (lambda: next(Path("run").glob("*.pt")).unlink(), "mimetic-seed0-lr0.002.pt is missing or damaged"),
+    (lambda: next(Path("run").glob("*.pt")).write_bytes(b"x"), "mimetic-seed0-lr0.002.pt is missing or damaged"),
+    (lambda: torch.save({"model": {}}, next(Path("run").glob("*.pt"))), "lr0.002.pt is missing or damaged"),
+    (lambda: Path("run/results.json").write_text("{}"), "results.json is missing or damaged"),
+    (lambda: np.savez("my", **images(1)), "data are what they were, but my.npz has changed since"),
+    (lambda: os.unlink("my.npz"), "my.npz"),
+])
+def test_a_damaged_run_or_other_data_is_one_line(damage, wrong, matplotlib):
+    np.savez("my", **images(0))
+    MAIN["vit"]([*TINY["vit"], "--data", "my.npz", "--out", "run"])
+    damage()
+    with pytest.raises(ValueError) as error:
+        figures.draw("run")
+    assert wrong in str(error.value) and "\n" not in str(error.value) and pictures("run") == []
+
+
+def images(seed):
+    pixels, labels = np.random.default_rng(seed).integers(0, 256, (20, 8, 8), dtype=np.uint8), np.arange(20) % 2
+    return dict(train_images=pixels, train_labels=labels, test_images=pixels, test_labels=labels)
 
 
 def test_a_run_that_all_diverged_has_no_pictures_and_says_so(matplotlib):

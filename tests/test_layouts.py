@@ -197,7 +197,7 @@ def state_dict(layout, prefix, depth=11, dim=128, heads=2):
     """A model's, of `depth` layers, with other weights around them; and the attentions, from the first to the last."""
     state, attentions = {"head.weight": torch.zeros(3, dim), "embed.proj.weight": torch.zeros(dim, 3)}, []
     for i in reversed(range(depth)):                                 # the file's order is not that of the layers
-        module, _ = random_module(layout, heads, dim // heads, seed=i)
+        module = random_module(layout, heads, dim // heads, seed=i)[0].float()
         state |= {prefix.format(i) + name: W for name, W in module.state_dict().items()}
         state[prefix.format(i).replace("attn", "mlp") + "c_proj.weight"] = torch.zeros(dim, 4 * dim)
         attentions.insert(0, layouts.read(module))
@@ -217,6 +217,22 @@ def test_a_file_of_weights_gives_the_products_of_its_layers(name, prefix, under,
         for a, b in zip(attentions, found, strict=True):
             assert torch.equal(a.qk_product(), b.qk_product()) and torch.equal(a.vp_product(), b.vp_product())
     assert layouts.read_checkpoint(tmp_path / "file.pth", 4)[0].W_Q.shape == (4, 128, 32)
+
+
+def test_half_precision_is_read_as_float32_and_reading_draws_no_random_numbers(tmp_path):
+    state = {"qkv.weight": torch.full((192, 64), 300.0).half(), "proj.weight": torch.full((64, 64), 300.0).bfloat16()}
+    torch.save(state, tmp_path / "half.pth")
+    before = torch.get_rng_state()
+    attention, = layouts.read_checkpoint(tmp_path / "half.pth")
+    layouts.read(nn.MultiheadAttention(8, 2))
+    torch.set_rng_state(before)
+    module = nn.MultiheadAttention(8, 2)
+    after = torch.get_rng_state()
+    torch.set_rng_state(before)
+    nn.MultiheadAttention(8, 2)
+    layouts.read(module)
+    assert torch.equal(torch.get_rng_state(), after)
+    assert attention.vp_product().unique().tolist() == [64 * 300 * torch.tensor(300.0).bfloat16().item()]
 
 
 def test_safetensors_are_read_where_the_package_is_installed(tmp_path):
@@ -250,8 +266,19 @@ def test_a_file_that_is_something_else_is_named(tmp_path, monkeypatch):
     names = ", ".join(f"layer{i}.weight" for i in range(6))
     for content, right in (
             (other, f"a file with {known}{names} and 2 more"), ({}, f"a file with {known}no weights"),
-            ([1], f"a file with {known}no weights"),
-            ({"model": Evil()}, "a file of weights, of PyTorch or .safetensors; it cannot be read as one")):
+            ([1], "a file of named weights; in this one there is a list"),
+            ({"student": {}, "teacher": {}}, f"a file with {known}student, teacher"),
+            ({1: torch.zeros(2), "qkv.weight": torch.zeros(3, 1).char()}, f"a file with {known}1, qkv.weight"),
+            ({"blocks.0.attention.W_Q": torch.zeros(1, 4, 4)}, f"a file with {known}blocks.0.attention.W_Q"),
+            ({"W_Q": torch.zeros(2, 4, 4), "W_K": torch.zeros(1, 4, 4), "W_V": torch.zeros(4, 4),
+              "W_proj": torch.zeros(4, 4)}, "a file of weights that fit, also in "),
+            ({f"{part}.0.qkv.weight": torch.zeros(192, 64) for part in "ab"}
+             | {f"{part}.0.proj.weight": torch.zeros(64, 64) for part in "ab"},
+             "a file of one model's layers; this one has a.#., b.#."),
+            ({"qkv.weight": torch.full((192, 64), torch.nan), "proj.weight": torch.zeros(64, 64)},
+             "of finite weights; those of  are not"),
+            ({"model": Evil()}, "a file of weights, of PyTorch or .safetensors; it cannot be read as one without "
+             "running code")):
         torch.save(content, "file.bin")
         with pytest.raises(ValueError) as error:
             layouts.read_checkpoint("file.bin")
@@ -264,11 +291,11 @@ def test_a_file_that_is_something_else_is_named(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"it cannot be read \(No such file or directory\)$"):
         layouts.read_checkpoint("none.bin")
     torch.save({"qkv.weight": torch.zeros(288, 96), "proj.weight": torch.zeros(96, 96)}, "file.bin")
-    with pytest.raises(ValueError, match="^heads is None: it must be given, as the width of file.bin is 96, which"):
+    with pytest.raises(ValueError, match="^checkpoint is 'file.bin': it must be given with --heads: its width 96"):
         layouts.read_checkpoint("file.bin")
     assert layouts.read_checkpoint("file.bin", 3)[0].W_Q.shape == (3, 96, 32)
     with pytest.raises(ValueError, match="^heads is 5: it must be a divisor of dim, 96"):
         layouts.read_checkpoint("file.bin", 5)
     torch.save({"qkv.weight": torch.zeros(200, 96), "proj.weight": torch.zeros(96, 96)}, "file.bin")
-    with pytest.raises(ValueError, match=r"^input weight is \(200, 96\): it must be \(dim, 3 dim\), or"):
+    with pytest.raises(ValueError, match=r"^shape is \(\(200, 96\), \(96, 96\)\): it must be \(dim, 3 dim\), or"):
         layouts.read_checkpoint("file.bin", 3)
