@@ -25,8 +25,8 @@ from .training import new_model
 from .vit import ViT, ViTConfig, require
 
 CROP = 64                        # rows and columns of a product that are drawn, so that a single entry can be seen
-STYLES = {"default": ("C7", ":"), "xavier": ("C2", (0, (1, 3))), "noise": ("C1", "--"), "simple": ("C4", "-."),
-          "mimetic": ("C0", "-")}
+STYLES = dict(default=("C7", ":"), xavier=("C2", (0, (1, 3))), noise=("C1", "--"), simple=("C4", "-."),
+              mimetic=("C0", "-"))
 
 
 def draw(folder, pretrained=None, heads=None):
@@ -85,9 +85,9 @@ def _read(folder):
     except Exception:                                          # whatever is missing, or something else
         require(False, "run", str(folder), f"the folder of a run, but its {path.name} is missing or damaged")
     require(models, "run", str(folder), "the folder of a run of which something is finished")
-    batch, crc = example(state)
+    batch, fingerprint = example(state)
     right = f"of a run whose data are what they were, but {results['data']} has changed since"
-    require(crc == results.get("fingerprint"), "run", str(folder), right)
+    require(fingerprint == results.get("fingerprint"), "run", str(folder), right)
     return results, f"seed {seed}, lr {lr:g}", models, batch
 
 
@@ -108,8 +108,7 @@ def example(state):
         mean, deviation = data.moments(arrays[0])
         return (arrays[2][:64] - mean) / deviation, data.fingerprint(*arrays)
     text, validation = data.load_text(o.data, o.context)
-    count = min(16, len(validation) // o.context)
-    windows = np.array(validation[: count * o.context]).reshape(count, o.context)
+    windows = np.array(validation[: min(16, len(validation) // o.context) * o.context]).reshape(-1, o.context)
     return torch.from_numpy(windows).long(), data.fingerprint(text, validation)
 
 
@@ -146,8 +145,8 @@ def tile(product):
 
 def product_pictures(layers, of):
     """{file name: picture} of both products, of {row: [Attention of each layer]}; of more than 12 layers, 12."""
-    pictures, cut = {}, any(len(attention.W_V) > CROP for attentions in layers.values() for attention in attentions)
-    corner = f", rows and columns 1 to {CROP}" if cut else ""
+    cut = max(len(attentions[0].W_V) for attentions in layers.values()) > CROP
+    pictures, corner = {}, f", rows and columns 1 to {CROP}" if cut else ""
     for which, what in (("query-key", "$W_Q W_K^T$ of each head"), ("value-projection", "$W_V W_{proj}$")):
         rows = {}
         for name, attentions in layers.items():
