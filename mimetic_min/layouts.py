@@ -13,6 +13,7 @@ and W_V stand side by side in one matrix. Three layouts are known, by the names 
         layouts.mimetic_init_(block.attn, 0.4, -0.4, 0.02, beta)
 """
 import re
+import warnings
 
 import torch
 
@@ -131,7 +132,8 @@ def _load(path, check):
             from safetensors.torch import load_file
             found = load_file(path)
         else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings(action="ignore"):     # one line is enough for a file that is something else
+                found = torch.load(path, map_location="cpu", weights_only=True)
     except ImportError:
         check(False, "read with safetensors: python -m pip install safetensors")
     except OSError as error:

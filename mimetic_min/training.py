@@ -146,10 +146,9 @@ def restore(path, run, options, model, optimizer):
     """
     try:
         with zipfile.ZipFile(path) as file:
-            damaged = file.testzip()                           # as torch does not look at its checksums
-        state = torch.load(path, map_location=options["device"], weights_only=True)     # which runs no code
-        same = state["options"] == options and all(state["run"][name] == run[name] for name in ("init", "seed", "lr"))
-        if same and not damaged:
+            whole = file.testzip() is None                     # torch does not look at its checksums
+        state = torch.load(path, map_location=options["device"], weights_only=True) if whole else {}   # runs no code
+        if state["options"] == options and all(state["run"][name] == run[name] for name in ("init", "seed", "lr")):
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
             torch.set_rng_state(state["rng"].cpu())

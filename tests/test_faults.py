@@ -417,6 +417,15 @@ def test_a_damaged_checkpoint_is_refused_or_right(task, change):
         assert without_times("run") == without_times("whole")
 
 
+def test_a_damaged_checkpoint_is_one_line_from_the_command_line():
+    checkpoint = unfinished("vit")
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+    done = script("vit", "--resume", "run")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    line = "train_vit.py: --resume is 'run': it must be a folder with its own checkpoints; "
+    assert done.stderr.startswith(line + checkpoint.name)
+
+
 @both_scripts
 def test_a_checkpoint_of_another_run_or_with_code_in_it_is_refused(task):
     checkpoint = unfinished(task)
