@@ -28,16 +28,15 @@ def main(argv=None):
     """Train the grid of runs that the options ask for. Raises ValueError for one that is wrong."""
     o = options.parse(PARSER, argv, "vit")
     o.augment = o.augment or ("crop+flip" if o.data in CIFAR else "none")    # a mirrored digit is none
-    train_images, train_labels, test_images, test_labels = load_images(o.data, o.limit, o.data_dir)
+    arrays = load_images(o.data, o.limit, o.data_dir)
+    train_images, train_labels, test_images, test_labels = (t.to(o.device) for t in arrays)
     channels, image_size, classes = *train_images.shape[1:3], int(max(train_labels.max(), test_labels.max())) + 1
     config = ViTConfig(image_size, o.patch_size, channels, classes, o.dim, o.depth, o.heads, o.position)
     require(o.batch_size <= len(train_images), "batch_size", o.batch_size,
             f"at most {len(train_images)}, the number of training images")
     steps_an_epoch = len(train_images) // o.batch_size
 
-    mean, deviation = (t.to(o.device) for t in moments(train_images))
-    crc = fingerprint(train_images, train_labels, test_images, test_labels)
-    train_images, train_labels = train_images.to(o.device), train_labels.to(o.device)
+    mean, deviation = (t.to(o.device) for t in moments(arrays[0]))
 
     def normalise(images):                                      # uint8 to mean 0 and deviation 1 in each channel
         return (images - mean) / deviation
@@ -57,12 +56,11 @@ def main(argv=None):
     def evaluate(model):                                        # every test image once
         correct = 0
         for images, labels in zip(test_images.split(250), test_labels.split(250)):
-            guesses = model(normalise(images.to(o.device))).argmax(-1)
-            correct += (guesses == labels.to(o.device)).sum().item()
+            correct += (model(normalise(images)).argmax(-1) == labels).sum().item()
         return {"accuracy": correct / len(test_images)}
 
     training.run_grid(training.Experiment(
-        task="vit", fingerprint=crc, model=lambda: ViT(config), loss=loss, evaluate=evaluate,
+        task="vit", fingerprint=fingerprint(*arrays), model=lambda: ViT(config), loss=loss, evaluate=evaluate,
         steps=o.epochs * steps_an_epoch, betas=(0.9, 0.999), weight_decay=0.05), o)
 
 

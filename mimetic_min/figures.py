@@ -20,7 +20,7 @@ import torch
 
 from . import data, layouts, options
 from .gpt import GPT, GPTConfig
-from .report import METRICS, listed, metric_of, write
+from .report import METRICS, checkpoint, listed, metric_of, write
 from .training import new_model
 from .vit import ViT, ViTConfig, require
 
@@ -34,7 +34,7 @@ def draw(folder, pretrained=None, heads=None):
 
     Raises ValueError if matplotlib is missing, or the folder or the file is something else.
     """
-    new_figure(1, 1)
+    new_figure(1, 1)                                           # before anything is loaded
     results, which, models, batch = _read(Path(folder))
     layers = {name: [block.attention for block in model.blocks] for name, model in models.items()}
     maps = {name: attention_maps(model, batch) for name, model in models.items()}
@@ -78,7 +78,7 @@ def _read(folder):
         seed, lr = max(grid, key=grid.count, default=(None, None))
         for run in finished:
             if (run["seed"], run["lr"]) == (seed, lr):
-                path = folder / f"{run['init']}-seed{seed}-lr{lr}.pt"
+                path = checkpoint(folder, run)
                 state = torch.load(path, map_location="cpu", weights_only=True)
                 models[f"{run['init']}\nbefore"] = model_of(state, trained=False)
                 models[f"{run['init']}\ntrained"] = model_of(state)

@@ -40,8 +40,7 @@ def write(module, attention):
     d = len(W_out)
     right = f"{(heads, d, d // heads)}, (heads, dim, head_dim) of the module"
     require(attention.W_Q.shape == (heads, d, d // heads), "shape of W_Q", tuple(attention.W_Q.shape), right)
-    W_Q, W_K = (W.transpose(0, 1).flatten(1) for W in (attention.W_Q, attention.W_K))     # heads side by side: (d, d)
-    W_in.copy_(torch.cat([W_Q, W_K, attention.W_V], dim=1))
+    W_in.copy_(_side_by_side(attention.W_Q, attention.W_K, attention.W_V))
     W_out.copy_(attention.W_proj)
     for bias in biases:
         bias.zero_()
@@ -74,6 +73,11 @@ def _as_rows_have_them(W_in, W_out):
     ok = d and W_out.shape == (d, d) and W_in.shape in ((d, 3 * d), (3 * d, d))
     require(ok, "shape", (tuple(W_in.shape), tuple(W_out.shape)), right)
     return (W_in, W_out) if len(W_in) == d else (W_in.T, W_out.T)
+
+
+def _side_by_side(W_Q, W_K, W_V):
+    """Head beside head, and all three: (d, 3d)."""
+    return torch.cat([W_Q.transpose(0, 1).flatten(1), W_K.transpose(0, 1).flatten(1), W_V], dim=1)
 
 
 @torch.no_grad()
@@ -114,8 +118,7 @@ def read_checkpoint(path, heads=None):
             sizes = W_Q.ndim == 3 and W_Q.shape == W_K.shape and W_V.shape == W_proj.shape == (d, d)
             fit = sizes and W_Q.shape[::2].numel() == W_Q.shape[1] == d
             check(fit, f"a file of weights that fit, also in {prefix}")
-            W_in = torch.cat([*(W.transpose(0, 1).flatten(1) for W in (W_Q, W_K)), W_V], dim=1)
-            attentions[prefix] = _attention(W_in, W_proj, len(W_Q))
+            attentions[prefix] = _attention(_side_by_side(W_Q, W_K, W_V), W_proj, len(W_Q))
     check(attentions, f"a file with {KNOWN}; in this one there are {_some(weights)}")
     stacks = {re.sub(r"\d+", "#", prefix) for prefix in attentions}
     check(len(stacks) == 1, f"a file of one model's layers; this one has {_some(sorted(stacks))}")

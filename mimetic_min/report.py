@@ -130,6 +130,10 @@ def to_go_on(task, folder):
     return f"to go on: python train_{task}.py --resume {shlex.quote(str(folder))}"
 
 
+def checkpoint(folder, run):
+    return folder / f"{run['init']}-seed{run['seed']}-lr{run['lr']}.pt"
+
+
 def results_json(results):
     return (json.dumps(results, indent=1) + "\n").encode()
 

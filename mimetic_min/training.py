@@ -18,7 +18,7 @@ from typing import Callable
 import torch
 
 from .options import config, signals_deferred
-from .report import Progress, in_place, log_csv, new_folder, results_json, table, to_go_on, write
+from .report import Progress, checkpoint, in_place, log_csv, new_folder, results_json, table, to_go_on, write
 from .vit import require
 
 EVALUATIONS = 8                  # a run
@@ -174,8 +174,8 @@ def run_grid(experiment, options):
     model.blocks = model.blocks[:1]                            # one layer is enough to check the strengths
     initialise(model, "mimetic", options)
     if options.plot:
-        from .figures import new_figure
-        new_figure(1, 1)                                       # a ValueError now rather than in an hour
+        from . import figures
+        figures.new_figure(1, 1)                               # a ValueError now rather than in an hour
     grid = list(dict.fromkeys(product(options.seed, options.lr, options.init)))
     if options.started is None:
         folder = new_folder(options.out, experiment.task, options.data)
@@ -202,7 +202,7 @@ def run_grid(experiment, options):
                 if evaluated:
                     write(folder / "log.csv", log_csv([*runs, run]))
 
-            train(experiment, options, run, folder / f"{init}-seed{seed}-lr{lr}.pt", report)
+            train(experiment, options, run, checkpoint(folder, run), report)
             if "diverged" in run:
                 in_place("", done=False)
                 what = f"diverged: its loss is not finite at step {run['diverged']:,}; try a lower --lr"
@@ -215,7 +215,6 @@ def run_grid(experiment, options):
         raise
     print("", *table(runs), sep="\n", flush=True)
     if options.plot and any("final" in run for run in runs):
-        from . import figures
         print("", *figures.draw(folder), sep="\n")
     return runs
 

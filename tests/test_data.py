@@ -22,11 +22,6 @@ from mimetic_min import data
 from test_training import results, script
 
 
-@pytest.fixture(autouse=True)
-def in_an_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 def arrays(**changes):
     return {"train_images": np.arange(96, dtype=np.uint8).reshape(3, 4, 4, 2), "train_labels": np.array([0, 2, 1]),
             "test_images": np.full((2, 4, 4, 2), 9, np.uint8), "test_labels": np.array([2, 0])} | changes

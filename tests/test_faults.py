@@ -35,11 +35,6 @@ TINY = {  # one step an evaluation
 }
 
 
-@pytest.fixture(autouse=True)
-def in_an_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 def without_times(folder):
     found = results(folder)
     for run in found["runs"]:

@@ -27,11 +27,6 @@ MAIN = {"vit": train_vit.main, "lm": train_lm.main}
 both_scripts = pytest.mark.parametrize("task", ["vit", "lm"])
 
 
-@pytest.fixture(autouse=True)
-def in_an_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 def script(task, *words, **more):
     return subprocess.run([sys.executable, ROOT / f"train_{task}.py", *words], capture_output=True, text=True, **more)
 
