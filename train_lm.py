@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from mimetic_min import options, training
 from mimetic_min.data import fingerprint, load_text
 from mimetic_min.gpt import GPT, GPTConfig
+from mimetic_min.parallel import in_turn, share, total
 
 PARSER = options.parser(__doc__.splitlines()[0], GPT, GPTConfig, lr=1e-3, batch_size=12)
 PARSER.add_argument("--data", default="docs", help="docs, shakespeare, or a file of your own")
@@ -26,24 +27,27 @@ def main(argv=None):
     """Train the grid of runs that the options ask for. Raises ValueError for one that is wrong."""
     o = options.parse(PARSER, argv, "lm")
     config = GPTConfig(context=o.context, dim=o.dim, depth=o.depth, heads=o.heads, position=o.position)
-    text, validation = load_text(o.data, o.context)
+    with in_turn():
+        text, validation = load_text(o.data, o.context)
 
     def windows(text, starts):                                  # each byte and the next one: (batch, context + 1)
-        return torch.from_numpy(text[starts[:, None] + np.arange(o.context + 1)]).long().to(o.device)
+        windows = torch.from_numpy(text[starts[:, None] + np.arange(o.context + 1)])
+        return windows.to(o.device, non_blocking=True).long()
 
     def cross_entropy(model, tokens):                           # nats a byte
         return F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
 
     def loss(model, seed, step):
         starts = np.random.default_rng([seed, step]).integers(0, len(text) - o.context, o.batch_size)
-        return cross_entropy(model, windows(text, starts))
+        return cross_entropy(model, windows(text, share(starts)))
 
-    def evaluate(model):                                        # windows side by side; of a long text about 1,000
-        count = -((o.context - len(validation)) // o.context)
-        starts = np.arange(0, count, max(1, count // 1000)) * o.context
-        nats = 0.0
-        for batch in np.split(starts, range(64, len(starts), 64)):
-            nats += cross_entropy(model, windows(validation, batch)).item() * len(batch) / len(starts)
+    def evaluate(model):                                        # 256 windows, spread over the validation text evenly
+        count = -((o.context - len(validation)) // o.context)   # windows side by side
+        starts = np.linspace(0, count - 1, min(count, 256)).astype(int) * o.context
+        mine, nats = share(starts), torch.zeros((), device=o.device)
+        for batch in (mine[i : i + 32] for i in range(0, len(mine), 32)):
+            nats += cross_entropy(model, windows(validation, batch)) * len(batch)
+        nats = total(nats).item() / len(starts)
         return {"loss": nats, "bpc": nats / math.log(2), "perplexity": math.exp(min(nats, 700))}  # e^710 overflows
 
     def sample(model, seed):

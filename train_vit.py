@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from mimetic_min import options, training
 from mimetic_min.data import CIFAR, augment, fingerprint, load_images, moments
+from mimetic_min.parallel import in_turn, share, total
 from mimetic_min.vit import ViT, ViTConfig, require
 
 PARSER = options.parser(__doc__.splitlines()[0], ViT, ViTConfig, lr=2e-3, batch_size=50)
@@ -28,9 +29,11 @@ def main(argv=None):
     """Train the grid of runs that the options ask for. Raises ValueError for one that is wrong."""
     o = options.parse(PARSER, argv, "vit")
     o.augment = o.augment or ("crop+flip" if o.data in CIFAR else "none")    # a mirrored digit is none
-    arrays = load_images(o.data, o.limit, o.data_dir)
+    with in_turn():
+        arrays = load_images(o.data, o.limit, o.data_dir)
+    classes = int(max(labels.max() for labels in arrays[1::2])) + 1
     train_images, train_labels, test_images, test_labels = (t.to(o.device) for t in arrays)
-    channels, image_size, classes = *train_images.shape[1:3], int(max(train_labels.max(), test_labels.max())) + 1
+    channels, image_size = train_images.shape[1:3]
     config = ViTConfig(image_size, o.patch_size, channels, classes, o.dim, o.depth, o.heads, o.position)
     require(o.batch_size <= len(train_images), "batch_size", o.batch_size,
             f"at most {len(train_images)}, the number of training images")
@@ -42,22 +45,23 @@ def main(argv=None):
         return (images - mean) / deviation
 
     @lru_cache(1)
-    def order(seed, epoch):                                     # the shuffle of one epoch
-        return torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(len(train_images)))
+    def plan(seed, epoch):                                      # the order of an epoch, and how each image is augmented
+        random = np.random.default_rng([seed, epoch])
+        order, draws = random.permutation(len(train_images)), random.random((len(train_images), 3), np.float32)
+        return torch.from_numpy(order).to(o.device), torch.from_numpy(draws).to(o.device)
 
     def loss(model, seed, step):
         epoch, i = divmod(step, steps_an_epoch)
-        batch = order(seed, epoch)[i * o.batch_size : (i + 1) * o.batch_size]
-        images = train_images[batch]
+        order, draws = (share(part[i * o.batch_size : (i + 1) * o.batch_size]) for part in plan(seed, epoch))
+        images = train_images[order]
         if o.augment != "none":
-            images = augment(images, np.random.default_rng([seed, step, 1]), flip=o.augment == "crop+flip")
-        return F.cross_entropy(model(normalise(images)), train_labels[batch])
+            images = augment(images, draws, flip=o.augment == "crop+flip")
+        return F.cross_entropy(model(normalise(images)), train_labels[order])
 
     def evaluate(model):                                        # every test image once
-        correct = 0
-        for images, labels in zip(test_images.split(250), test_labels.split(250)):
-            correct += (model(normalise(images)).argmax(-1) == labels).sum().item()
-        return {"accuracy": correct / len(test_images)}
+        batches = zip(share(test_images).split(250), share(test_labels).split(250))
+        correct = sum((model(normalise(images)).argmax(-1) == labels).sum() for images, labels in batches)
+        return {"accuracy": total(correct).item() / len(test_images)}
 
     training.run_grid(training.Experiment(
         task="vit", fingerprint=fingerprint(*arrays), model=lambda: ViT(config), loss=loss, evaluate=evaluate,

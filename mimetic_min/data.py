@@ -168,8 +168,8 @@ def moments(images):
 
     A channel that is all one value has the deviation 1, so that it becomes all zero.
     """
-    pixels = images[:, 0].numel()                               # the sums over them are exact
-    mean = images.sum((0, 2, 3)).double() / pixels
+    pixels = images[:, 0].numel()                               # the sums are exact, and a part of them at a time
+    mean = sum(part.int().sum((0, 2, 3)) for part in images.split(1000)).double() / pixels
     squares = sum(part.int().square().sum((0, 2, 3)) for part in images.split(1000)).double() / pixels
     deviation = (squares - mean**2).sqrt()
     deviation[deviation == 0] = 1.0
@@ -186,19 +186,20 @@ def fingerprint(*arrays):
     return crc
 
 
-def augment(images, random, flip):
+def augment(images, draws, flip):
     """Each image (batch, channels, size, size) cropped out of itself with an eighth of its size in zeros around it.
 
     With `flip`, half of them are mirrored as well. For 32x32 this is the recipe of He et al. (2015), section 4.2. It is
-    one gather on the device of the images; `random` is a NumPy generator.
+    one gather on the device of the images. `draws` (batch, 3) are uniform between 0 and 1, and decide on all three.
     """
     batch, _, size, _ = images.shape
-    pad = size // 8
-    rows, columns = random.integers(0, 2 * pad + 1, (2, batch, 1)) + np.arange(size)                     # (batch, size)
-    mirrored = random.integers(0, 2, (batch, 1)) * flip
-    columns = np.where(mirrored, columns[:, ::-1], columns)
-    n, rows, columns = (torch.from_numpy(index).to(images.device) for index in (np.arange(batch), rows, columns))
-    padded = F.pad(images, (pad, pad, pad, pad))
+    pad, device = size // 8, images.device
+    row, column = (draws[:, :2] * (2 * pad + 1)).long().split(1, dim=1)                                  # (batch, 1)
+    along = torch.arange(size, device=device)
+    rows, columns = row + along, column + along                                                          # (batch, size)
+    if flip:
+        columns = torch.where(draws[:, 2:] < 0.5, columns.flip(1), columns)
+    padded, n = F.pad(images, (pad, pad, pad, pad)), torch.arange(batch, device=device)
     return padded[n[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from . import parallel
 from .report import in_place
 from .vit import require
 
@@ -93,6 +94,7 @@ def parse(p, argv, task):
 
     Those go through the same checks again, and have to come out as they are in the file.
     """
+    parallel.join()
     options = p.parse_args(argv)
     options.started = None
     if options.resume is not None:
@@ -113,6 +115,7 @@ def parse(p, argv, task):
         require(same, "resume", options.resume, right)
         again.resume, again.started = options.resume, results
         options = again
+    parallel.check(options)
     return options
 
 
@@ -137,8 +140,14 @@ def words(config, defaults):
 
 @contextmanager
 def signals_deferred():
-    """Inside, SIGINT and SIGTERM, unless they are ignored, only fill the list that it yields."""
+    """Inside, SIGINT and SIGTERM, unless they are ignored, only fill the list that it yields.
+
+    One of several processes ends at once, for the others would wait for it: the last evaluation's checkpoint stays.
+    """
     came = []
+    if parallel.count() > 1:
+        yield came
+        return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:                      # as a shell has it for what runs in the background
@@ -160,6 +169,7 @@ def script(main, p):
         sys.stdout.reconfigure(errors="replace")                           # for what it cannot encode, as in a sample
     try:
         main()
+        parallel.leave()
     except (ValueError, RuntimeError, MemoryError, OSError, KeyboardInterrupt) as error:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)                          # a second one would come amid the last line
@@ -167,6 +177,10 @@ def script(main, p):
         line = str(error).split("\n")[0] or "stopped"
         if isinstance(error, MemoryError) or isinstance(error, RuntimeError) and "memory" in line:
             line = f"out of memory, try a smaller --dim, --depth or --batch-size ({line})"
+        elif parallel.is_lost(error):
+            line = "stopped, for another process of the job has ended"
+        elif type(error).__module__ in ("torch._dynamo.exc", "torch._inductor.exc"):
+            line = f"torch cannot compile here, leave out --compile ({line})"
         elif isinstance(error, RuntimeError) or (
                 isinstance(error, ValueError) and frame.f_code.co_name not in ("require", "error", "write")):
             raise                                                          # a bug, and not the user's
@@ -175,7 +189,8 @@ def script(main, p):
         if f"[{option} " in p.format_usage() or f"[{option}]" in p.format_usage():
             line = line.replace(name, option, 1)
         in_place("", done=False)                                           # clears the line of progress
-        print(f"{p.prog}:", "; ".join([line, *getattr(error, "__notes__", [])]), file=sys.stderr)
+        who = f"{p.prog}, process {parallel.rank()}:" if parallel.count() > 1 else f"{p.prog}:"
+        print(who, "; ".join([line, *getattr(error, "__notes__", [])]), file=sys.stderr)
         if isinstance(error, OSError):                                     # or Python tries to write to stdout again
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(130 if isinstance(error, KeyboardInterrupt) else 2)

@@ -13,6 +13,7 @@ from contextlib import suppress
 from itertools import count
 from pathlib import Path
 
+from . import parallel
 from .vit import require
 
 METRICS = {                      # what runs are compared by: title, unit, factor and decimals in print, which is best
@@ -48,7 +49,7 @@ class Progress:
         """Call it after every step. `later` is the number of steps in the runs after this one."""
         self.steps += 1
         now = time.perf_counter()
-        if not evaluated and not (on_terminal() and now - self.shown > 0.1):
+        if not evaluated and not (on_terminal() and now - self.shown > 0.5):  # to read the loss waits for a GPU
             return
         self.shown = now
         line = f"{run['init']:8} seed {run['seed']}  lr {run['lr']:g}  step {step:,}/{run['steps']:,}"
@@ -127,7 +128,7 @@ def new_folder(out, task, data):
 
 
 def to_go_on(task, folder):
-    return f"to go on: python train_{task}.py --resume {shlex.quote(str(folder))}"
+    return f"to go on: {parallel.launcher()} train_{task}.py --resume {shlex.quote(str(folder))}"
 
 
 def checkpoint(folder, run):

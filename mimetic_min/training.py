@@ -10,6 +10,7 @@ import platform
 import sys
 import time
 import zipfile
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Callable
 
 import torch
 
+from . import parallel
 from .options import config, signals_deferred
 from .report import Progress, checkpoint, in_place, log_csv, new_folder, results_json, table, to_go_on, write
 from .vit import require
@@ -52,9 +54,14 @@ def initialise(model, init, options):
 def new_model(make, run, options):
     """A new model with the seed and the init of a run: the same again at every call, with the same torch."""
     torch.manual_seed(run["seed"])
-    model = make()
+    model = make().to(options.device)                          # first, for the decompositions are faster on a GPU
     initialise(model, run["init"], options)
     return model
+
+
+def precision(device):
+    """On CUDA, products in bfloat16, as in nanoGPT, with the weights in float32; elsewhere nothing changes."""
+    return torch.autocast("cuda", torch.bfloat16) if torch.device(device).type == "cuda" else nullcontext()
 
 
 def rate(step, steps, peak):
@@ -80,20 +87,22 @@ def train(experiment, options, run, path, report):
     Calls report(step, loss, evaluated) after each step. A loss that is not finite ends the run: it is marked with the
     step, as "diverged", and the last checkpoint stays. SIGINT or SIGTERM write one after the step that they come in.
     """
-    model = new_model(experiment.model, run, options).to(options.device)
+    model = new_model(experiment.model, run, options)
     optimizer = adamw(model, experiment)
     steps, done, losses = experiment.steps, 0, []              # those since the last evaluation
     run.update(parameters=sum(p.numel() for p in model.parameters()), steps=steps, seconds=0.0, curve=[])
     if path.exists():
         done, losses = restore(path, run, config(options), model, optimizer)
     forward = torch.compile(model) if options.compile else model
+    trained = parallel.synchronised(forward)
     start = time.perf_counter() - run["seconds"]
 
     with signals_deferred() as signals:
         for step in range(done, steps):
             for group in optimizer.param_groups:
                 group["lr"] = rate(step, steps, run["lr"])
-            loss = experiment.loss(forward, run["seed"], step)
+            with precision(options.device):                    # nothing waits for a GPU before the next evaluation
+                loss = experiment.loss(trained, run["seed"], step)
             optimizer.zero_grad()
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -103,12 +112,12 @@ def train(experiment, options, run, path, report):
             evaluated, metrics = (step + 1) * EVALUATIONS % steps < EVALUATIONS, {}
             if evaluated:
                 model.eval()
-                with torch.no_grad():
+                with torch.no_grad(), precision(options.device):
                     metrics = experiment.evaluate(forward)
                 model.train()
             stop = bool(signals)
             if evaluated or stop:
-                values = torch.stack(losses).tolist()
+                values = (parallel.total(torch.stack(losses)) / parallel.count()).tolist()
                 bad = [not math.isfinite(value) for value in (*values, *metrics.values())]
                 if any(bad):
                     run["diverged"] = min(step + 1, step + 2 - len(values) + bad.index(True))
@@ -136,7 +145,13 @@ def save(path, experiment, options, run, step, losses, model, optimizer):
     torch.save({"task": experiment.task, "config": asdict(model.config), "options": config(options), "run": run,
                 "step": step, "losses": losses, "model": model.state_dict(), "optimizer": optimizer.state_dict(),
                 "rng": torch.get_rng_state(), "cuda_rng": torch.cuda.get_rng_state_all()}, file)    # for dropout
-    write(path, file.getvalue())
+    keep(path, file.getvalue())
+
+
+def keep(path, content):
+    """Write a file of the run folder; of several processes only the first does."""
+    if parallel.rank() == 0:
+        write(path, content)
 
 
 def restore(path, run, options, model, optimizer):
@@ -178,11 +193,11 @@ def run_grid(experiment, options):
         figures.new_figure(1, 1)                               # a ValueError now rather than in an hour
     grid = list(dict.fromkeys(product(options.seed, options.lr, options.init)))
     if options.started is None:
-        folder = new_folder(options.out, experiment.task, options.data)
+        folder = parallel.from_first(lambda: new_folder(options.out, experiment.task, options.data))
         results = {"task": experiment.task, "data": options.data, "fingerprint": experiment.fingerprint,
                    "python": platform.python_version(), "torch": torch.__version__, "config": config(options),
                    "runs": []}
-        write(folder / "results.json", results_json(results))
+        keep(folder / "results.json", results_json(results))
     else:
         folder, results = Path(options.resume), options.started
         right = "a folder whose results.json is as it was written, with the runs of its own grid"
@@ -192,7 +207,8 @@ def run_grid(experiment, options):
 
     runs, progress = results["runs"], Progress()
     try:
-        print(f"{len(grid)} runs of {experiment.steps:,} steps on {options.device}, into {folder}", flush=True)
+        where = f"{parallel.count()} x {options.device}" if parallel.count() > 1 else options.device
+        print(f"{len(grid)} runs of {experiment.steps:,} steps on {where}, into {folder}", flush=True)
         for number in range(len(runs), len(grid)):             # runs finish in the order of the grid
             seed, lr, init = grid[number]
             run = {"init": init, "seed": seed, "lr": lr}
@@ -200,21 +216,21 @@ def run_grid(experiment, options):
             def report(step, loss, evaluated):
                 progress.show(run, step, loss, evaluated, later=experiment.steps * (len(grid) - number - 1))
                 if evaluated:
-                    write(folder / "log.csv", log_csv([*runs, run]))
+                    keep(folder / "log.csv", log_csv([*runs, run]))
 
             train(experiment, options, run, checkpoint(folder, run), report)
-            if "diverged" in run:
+            if "diverged" in run and parallel.rank() == 0:
                 in_place("", done=False)
                 what = f"diverged: its loss is not finite at step {run['diverged']:,}; try a lower --lr"
                 print(f"train_{experiment.task}.py: {init} with seed {seed} and --lr {lr:g} {what}", file=sys.stderr)
             runs.append(run)
-            write(folder / "log.csv", log_csv(runs))
-            write(folder / "results.json", results_json(results))
+            keep(folder / "log.csv", log_csv(runs))
+            keep(folder / "results.json", results_json(results))
     except BaseException as error:
         error.add_note(to_go_on(experiment.task, folder))
         raise
     print("", *table(runs), sep="\n", flush=True)
-    if options.plot and any("final" in run for run in runs):
+    if options.plot and parallel.rank() == 0 and any("final" in run for run in runs):
         print("", *figures.draw(folder), sep="\n")
     return runs
 

@@ -57,18 +57,19 @@ class Attention(nn.Module):
         super().__init__()
         require(1 <= heads <= dim and dim % heads == 0, "heads", heads, f"a divisor of dim, {dim}")
         self.causal = causal
-        self.W_Q = nn.Parameter(torch.empty(heads, dim, dim // heads))
-        self.W_K = nn.Parameter(torch.empty(heads, dim, dim // heads))
+        self.W_Q = nn.Parameter(torch.empty(dim, heads, dim // heads).transpose(0, 1))  # side by side in memory, so
+        self.W_K = nn.Parameter(torch.empty(dim, heads, dim // heads).transpose(0, 1))  # that `forward` copies nothing
         self.W_V = nn.Parameter(torch.empty(dim, dim))
         self.W_proj = nn.Parameter(torch.empty(dim, dim))
         self.default_init_()
 
     def forward(self, x):                                            # (batch, tokens, dim)
-        q = torch.einsum("bnd,hdk->bhnk", x, self.W_Q)               # (batch, heads, tokens, head_dim)
-        k = torch.einsum("bnd,hdk->bhnk", x, self.W_K)
-        v = (x @ self.W_V).unflatten(-1, (len(self.W_Q), -1)).transpose(1, 2)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
-        return y.transpose(1, 2).flatten(2) @ self.W_proj            # heads side by side, mixed: (batch, tokens, dim)
+        if x.is_cuda and torch.is_autocast_enabled("cuda"):          # or each of the three products would convert it
+            x = x.to(torch.get_autocast_dtype("cuda"))
+        W_Q, W_K = (W.transpose(0, 1).flatten(1) for W in (self.W_Q, self.W_K))     # heads side by side, as in W_V
+        q, k, v = ((x @ W).unflatten(-1, (len(self.W_Q), -1)).transpose(1, 2) for W in (W_Q, W_K, self.W_V))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)  # (batch, heads, tokens, head_dim)
+        return y.transpose(1, 2).flatten(2) @ self.W_proj            # (batch, tokens, dim)
 
     def attention_map(self, x):
         """softmax(x W_Q W_K^T x^T / sqrt(head_dim)), the map that `forward` uses: (batch, heads, tokens, tokens)."""

@@ -472,7 +472,8 @@ def test_augmented_images_are_crops_of_the_padded_ones(size, channels, seed, fli
     """Each comes out of its own image, by one shift in all channels, mirrored or not; all shifts and sides turn up."""
     images = torch.randint(1, 256, (400, channels, size, size), dtype=torch.uint8,
                            generator=torch.Generator().manual_seed(seed))
-    made, pad = data.augment(images, np.random.default_rng(seed), flip), size // 8
+    draws = torch.from_numpy(np.random.default_rng(seed).random((400, 3), np.float32))
+    made, pad = data.augment(images, draws, flip), size // 8
     assert made.shape == images.shape and made.dtype == torch.uint8
     padded = np.pad(images.numpy(), ((0, 0), (0, 0), (pad, pad), (pad, pad)))
     seen = []
@@ -488,6 +489,14 @@ def test_augmented_images_are_crops_of_the_padded_ones(size, channels, seed, fli
     for shifts in (rows, columns):                                   # each of k choices: 400/k times, within six sigma
         spread = 6 * np.sqrt(400 / choices * (1 - 1 / choices))
         assert np.abs(np.bincount(shifts, minlength=choices) - 400 / choices).max() <= spread
+
+
+def test_the_largest_draws_stay_inside_the_padded_image():
+    """The largest float32 below 1 makes the last crop, and no index beyond it, at any size."""
+    for size in range(8, 200, 8):
+        images = torch.randint(1, 256, (1, 1, size, size), dtype=torch.uint8)
+        made, pad = data.augment(images, torch.full((1, 3), 1 - 2.0**-24), False), size // 8
+        assert torch.equal(made, torch.nn.functional.pad(images, (0, pad, 0, pad))[..., pad:, pad:])
 
 
 def test_images_are_normalised_augmented_and_evaluated_as_told(monkeypatch):
@@ -526,7 +535,7 @@ def test_images_are_normalised_augmented_and_evaluated_as_told(monkeypatch):
 
 def test_cifar_is_cropped_and_mirrored_and_digits_are_not(monkeypatch):
     calls = []
-    monkeypatch.setattr(train_vit, "augment", lambda images, random, flip: calls.append(flip) or images)
+    monkeypatch.setattr(train_vit, "augment", lambda images, draws, flip: calls.append(flip) or images)
     small = "--epochs 1 --limit 100 --dim 8 --heads 2 --depth 1 --init default".split()
     train_vit.main(small)
     assert calls == []
