@@ -62,29 +62,35 @@ class Progress:
         in_place(line, done=step == run["steps"] or not on_terminal())
 
 
-def table(runs):
-    """The lines of the closing table: each init at its best rate, mean and spread over the seeds, and its gain.
+def best(runs):
+    """Each init at its best rate, {init: (rate, values)}, and the seeds that chose the rates and that the values are of.
 
     Where there are several rates, the first half of the seeds chooses one and only the others are reported; a single
     seed has to do both. A run that diverged is worse than any other, and so is a mean that it is part of.
     """
-    finals = [run["final"] for run in runs if "final" in run]
-    if not finals:
-        return ["every run diverged: try a lower --lr"]
-    metric = metric_of(finals[0])
-    title, unit, factor, decimals, best = METRICS[metric]
-    worst = {metric: -math.inf if best is max else math.inf}
+    metric = metric_of(next(run["final"] for run in runs if "final" in run))
+    _, _, factor, _, choice = METRICS[metric]
+    worst = {metric: -math.inf if choice is max else math.inf}
     value = {(run["init"], run["lr"], run["seed"]): factor * run.get("final", worst)[metric] for run in runs}
     inits, rates, seeds = ([*dict.fromkeys(column)] for column in zip(*value))
     choosing = seeds[: len(seeds) // 2] if len(rates) > 1 else []
     reporting = seeds[len(choosing) :]
     rows = {}
     for init in inits:
-        lr = best(rates, key=lambda lr: statistics.mean(value[init, lr, seed] for seed in choosing or seeds))
+        lr = choice(rates, key=lambda lr: statistics.mean(value[init, lr, seed] for seed in choosing or seeds))
         rows[init] = lr, [value[init, lr, seed] for seed in reporting]
+    return rows, choosing or seeds, reporting
 
-    base = "default" if "default" in rows else inits[0]
-    lines = [f"{'init':10}{'lr':10}{f'{title}, {unit}':24}against {base}"]
+
+def table(runs):
+    """The lines of the closing table: each init at its best rate, mean and spread over the seeds, and its gain."""
+    if not any("final" in run for run in runs):
+        return ["every run diverged: try a lower --lr"]
+    rows, choosing, reporting = best(runs)
+    title, unit, _, decimals, _ = METRICS[metric_of(next(run["final"] for run in runs if "final" in run))]
+    rates = [*dict.fromkeys(run["lr"] for run in runs)]
+    base, width = "default" if "default" in rows else next(iter(rows)), 2 + max(8, *map(len, rows))
+    lines = [f"{'init':{width}}{'lr':10}{f'{title}, {unit}':24}against {base}"]
     for init, (lr, values) in rows.items():
         mean, difference = statistics.mean(values), statistics.mean(values) - statistics.mean(rows[base][1])
         cell, against = f"{mean:.{decimals}f}", f"{difference:+.{decimals}f}" if math.isfinite(difference) else ""
@@ -95,14 +101,14 @@ def table(runs):
         if against and len(values) > 1:
             error = math.sqrt((statistics.variance(values) + statistics.variance(rows[base][1])) / len(values))
             against += f" ± {error:.{decimals}f}" + ("  no difference seen" if abs(difference) < 2 * error else "")
-        lines.append(f"{init:10}{lr:<10g}{cell:24}{against if init != base else ''}".rstrip())
+        lines.append(f"{init:{width}}{lr:<10g}{cell:24}{against if init != base else ''}".rstrip())
     lines.append("")
     if len(reporting) > 1:
         lines.append(f"mean ± standard deviation over seeds {listed(reporting)}; difference ± its standard error")
     else:
         lines.append(f"seed {reporting[0]} alone, so without a spread; --seed 0 1 2 gives one")
     if len(rates) > 1:
-        lines.append(f"each lr is the best of {listed(rates)} by seed {listed(choosing or seeds)}")
+        lines.append(f"each lr is the best of {listed(rates)} by seed {listed(choosing)}")
     return lines
 
 

@@ -57,29 +57,32 @@ SPY = """
 import sys
 import torch
 sys.path.insert(0, sys.argv.pop(1))
-import train_vit
+import train_lm, train_vit
 from mimetic_min import parallel
-models, seen, synchronised, forward = [], {True: [], False: []}, parallel.synchronised, train_vit.ViT.forward
+script, Model = {"vit": (train_vit, train_vit.ViT), "lm": (train_lm, train_lm.GPT)}[sys.argv.pop(1)]
+models, seen, synchronised, forward = [], {True: [], False: []}, parallel.synchronised, Model.forward
 
 def spy(model):
     models.append((model, {name: weight.clone() for name, weight in model.state_dict().items()}))
     return synchronised(model)
 
-def look(self, images):
-    seen[self.training].append(images)
-    return forward(self, images)
+def look(self, batch):
+    if len(batch) > 1:                                               # not for the sample
+        seen[self.training].append(batch)
+    return forward(self, batch)
 
-parallel.synchronised, train_vit.ViT.forward = spy, look
-train_vit.main()
+parallel.synchronised, Model.forward = spy, look
+script.main()
 model, start = models[-1]
 torch.save([start, model.state_dict(), torch.cat(seen[True]), torch.cat(seen[False])], f"seen{parallel.rank()}.pt")
 """
 
 
-def test_each_process_sees_its_share_and_all_have_the_same_weights():
-    """Before DDP shares anything the mimetic weights are the same; each batch and test image is seen once, by one."""
+@both_scripts
+def test_each_process_sees_its_share_and_all_have_the_same_weights(task):
+    """Before DDP shares anything the mimetic weights are the same; what is seen is the batches and test data, once."""
     Path("spy.py").write_text(SPY)
-    words = [str(ROOT), *"--init mimetic --limit 100 --batch-size 10 --epochs 2 --dim 32 --depth 1".split()]
+    words = [str(ROOT), task, *SHORT[task], "--init", "mimetic"]
     done = torchrun("spy.py", *words, "--out", "two")
     assert done.returncode == 0, done.stderr
     alone = subprocess.run([sys.executable, "-c", SPY.replace("seen{", "alone{"), *words, "--out", "one"])
@@ -89,10 +92,10 @@ def test_each_process_sees_its_share_and_all_have_the_same_weights():
     for name in start:
         assert torch.equal(start[name], start1[name]) and torch.equal(start[name], alone_start[name])
         assert torch.equal(end[name], end1[name])
-    assert batches.shape == batches1.shape == (100, 1, 8, 8)         # 5 of each of 20 batches
     assert torch.equal(torch.stack([batches, batches1], 1).flatten(0, 1), alone_batches)
     tests, tests1, alone_tests = (t.unflatten(0, (8, -1))[0] for t in (tests, tests1, alone_tests))
-    assert torch.equal(tests, alone_tests[::2]) and torch.equal(tests1, alone_tests[1::2]) and len(alone_tests) == 797
+    assert torch.equal(tests, alone_tests[::2]) and torch.equal(tests1, alone_tests[1::2])
+    assert len(alone_tests) == {"vit": 797, "lm": 256}[task]
 
 
 # ---- one that dies, and what cannot be shared
@@ -115,6 +118,42 @@ def test_a_process_that_dies_ends_the_job_in_one_line(victim):
     way = "to go on: torchrun --nproc_per_node=2 train_vit.py --resume run"
     assert len(ours) == 1 and re.fullmatch(f"train_vit.py, process {1 - victim}: {reason}; {way}", ours[0])
     assert "[rank" not in errors                                     # where torch would show a traceback
+
+
+DEADLY = """
+import os
+import signal
+import sys
+sys.path.insert(0, sys.argv.pop(1))
+import train_vit
+from mimetic_min import options, training
+number, rate, steps = int(sys.argv.pop(1)), training.rate, []
+
+def deadly(*of):
+    steps.append(of)
+    if len(steps) == 21:                                             # two groups of parameters: in the eleventh step
+        os.kill(os.getpid(), number)
+    return rate(*of)
+
+training.rate = deadly
+options.script(train_vit.main, train_vit.PARSER)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_job_that_was_stopped_goes_on_to_the_same_figures(number):
+    """From the last evaluation on, to the last bit: the sum of two processes' gradients has one order."""
+    words = [*SHORT["vit"], "--init", "mimetic"]
+    assert torchrun(str(ROOT / "train_vit.py"), *words).returncode == 0
+    assert os.listdir("runs") == ["vit-digits"]                      # which the first process chose for both
+    Path("deadly.py").write_text(DEADLY)
+    assert torchrun("deadly.py", str(ROOT), str(int(number)), *words, "--out", "broken").returncode == 1
+    assert results("broken")["runs"] == []
+    assert torch.load("broken/mimetic-seed0-lr0.002.pt", weights_only=True)["step"] == 9
+    done = torchrun(str(ROOT / "train_vit.py"), "--resume", "broken")
+    assert done.returncode == 0 and done.stdout.count("s left\n") == 8 - 3
+    whole, broken = (results(folder)["runs"][0] | {"seconds": 0} for folder in ("runs/vit-digits", "broken"))
+    assert whole == broken
 
 
 def test_a_lost_process_is_told_from_a_bug(monkeypatch):
