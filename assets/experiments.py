@@ -1,8 +1,7 @@
-"""The experiments behind the README: each is one command line of a script, and each table there is made of their results.
+"""The experiments behind the README, each one command line of a script.
 
     python assets/experiments.py                  what there is, and how far it is
     python assets/experiments.py digits docs      start these, or go on with them where they were stopped
-    python assets/experiments.py readme           write the README's tables and pictures anew, from assets/results/
 
 A run is in runs/NAME, with its checkpoints; its results.json is kept as assets/results/NAME.json once it is finished.
 """
@@ -32,7 +31,8 @@ EXPERIMENTS = {  # name: the command line
     "vp-flipped": f"{PARTS} --init mimetic --vp-beta=0.4",
     "both-flipped": f"{PARTS} --init mimetic --qk-beta=-0.7 --vp-beta=0.4",
     "learned": f"{PARTS} {ALL} --position learned",
-    **{f"images-{n}": f"train_vit.py {ALL} --limit {n} --epochs {40_000 // n} --lr 1e-3 4e-3 {TEN}" for n in (100, 200, 500)},
+    **{f"images-{n}": f"train_vit.py {ALL} --limit {n} --epochs {40_000 // n} --lr 1e-3 4e-3 {TEN}"
+       for n in (100, 200, 500)},
     **{f"strength-qk-{alpha}-{beta}": f"train_vit.py --init mimetic --seed 0 1 --qk-alpha={alpha} --qk-beta={beta}"
        for alpha, beta in STRENGTHS},
     **{f"strength-vp-{alpha}-{beta}": f"train_vit.py --init mimetic --seed 0 1 --vp-alpha={alpha} --vp-beta={beta}"

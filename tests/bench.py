@@ -64,11 +64,15 @@ def now():
     return time.perf_counter()
 
 
-def pairs(ours, theirs, count):
-    """Times of `count` calls of both, in turns: (ratios, seconds of ours, seconds of theirs)."""
+def pairs(ours, theirs, count, pause=0.0):
+    """Times of `count` calls of both, in turns: (ratios, seconds of ours, seconds of theirs).
+
+    A `pause` before each lets the threads of the other one's library fall asleep: they wait for work busily at first.
+    """
     times = {ours: [], theirs: []}
     for n in range(count):
         for call in (ours, theirs) if n % 2 else (theirs, ours):
+            time.sleep(pause)
             start = now()
             call()
             times[call].append(now() - start)
@@ -135,14 +139,15 @@ def gpt_steps(nanogpt, dim, depth, heads, context, batch, compiled):
 
 
 def vit_steps(simple_vit, dim, depth, heads, patch, size, channels, batch, compiled):
-    """Steps of this ViT and of SimpleViT at the same sizes, which brings no optimiser: both have ours."""
+    """Steps of this ViT and of SimpleViT at the same sizes, which brings no optimiser and has torch's as it comes."""
     model = ViT(ViTConfig(size, patch, channels, 10, dim, depth, heads)).to(DEVICE)
     theirs = simple_vit.SimpleViT(image_size=size, patch_size=patch, num_classes=10, dim=dim, depth=depth, heads=heads,
                                   mlp_dim=4 * dim, channels=channels, dim_head=dim // heads).to(DEVICE)
     images, labels = torch.randn(batch, channels, size, size, device=DEVICE), torch.randint(10, (batch,), device=DEVICE)
     wrap = torch.compile if compiled else lambda model: model
-    return [step_of(wrap(m), lambda model: F.cross_entropy(model(images), labels), adamw(m, RECIPE))
-            for m in (model, theirs)]
+    optimizer = torch.optim.AdamW(theirs.parameters(), betas=RECIPE.betas, weight_decay=RECIPE.weight_decay)
+    return [step_of(wrap(m), lambda model: F.cross_entropy(model(images), labels), o)
+            for m, o in ((model, adamw(model, RECIPE)), (theirs, optimizer))]
 
 
 def steps(simple_vit, nanogpt):
@@ -201,22 +206,26 @@ def script(name):
 
 
 def initialiser():
-    """A ViT-Base, layer by layer, against a loop of numpy.linalg.svd over as many matrices, in NumPy's own float64."""
+    """A ViT-Base, layer by layer, against the README's formulas written down as a loop over numpy.linalg.svd."""
     dim, heads = 768, 12
     attention = Attention(dim, heads).to(DEVICE)
-    random = np.random.default_rng(0)
+
+    def svd(alpha, beta):
+        return np.linalg.svd(alpha * np.random.randn(dim, dim) / np.sqrt(dim) + beta * np.eye(dim))
+
+    def loop():
+        k = dim // heads
+        for head in range(heads):
+            U, S, Vt = svd(0.7, 0.7)
+            U[:, :k] @ np.diag(np.sqrt(S[:k])), Vt[:k].T @ np.diag(np.sqrt(S[:k]))
+        U, S, Vt = svd(0.4, -0.4)
+        U @ np.diag(np.sqrt(S)), np.diag(np.sqrt(S)) @ Vt
 
     def ours():
         attention.mimetic_init_(0.7, 0.7, 0.4, -0.4)
 
-    def loop():
-        for head in range(heads + 1):             # the last for W_V and W_proj
-            rank = dim if head == heads else dim // heads
-            U, S, Vt = np.linalg.svd(0.7 * random.standard_normal((dim, dim)) / np.sqrt(dim) + 0.7 * np.eye(dim))
-            U[:, :rank] * np.sqrt(S[:rank]), np.sqrt(S[:rank])[:, None] * Vt[:rank]
-
     ours()
-    show("initialiser, a layer of ViT-Base, against numpy.linalg.svd", pairs(ours, loop, 12), 2)
+    show("initialiser, a layer of ViT-Base, against numpy.linalg.svd", pairs(ours, loop, 12, pause=0.3), 2)
 
 
 def machine():
@@ -230,11 +239,12 @@ def machine():
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:                         # in a process of its own, which has not trained anything yet
+    if sys.argv[1:] == ["initialiser"]:           # in a process of its own, as new as a user's
+        initialiser()
+    elif sys.argv[1:]:
         script(sys.argv[1])
     else:
         print(f"{machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}", flush=True)
         steps(peer("SimpleViT"), peer("nanoGPT"))
-        initialiser()
-        for name in ("train_vit", "train_lm"):
+        for name in ("initialiser", "train_vit", "train_lm"):
             subprocess.run([sys.executable, __file__, name], check=True)
