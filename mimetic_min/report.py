@@ -63,7 +63,7 @@ class Progress:
 
 
 def best(runs):
-    """Each init at its best rate, {init: (rate, values)}, and the seeds that chose the rates and that the values are of.
+    """Each init at its best rate, {init: (rate, values)}, the seeds that chose the rates, and those of the values.
 
     Where there are several rates, the first half of the seeds chooses one and only the others are reported; a single
     seed has to do both. A run that diverged is worse than any other, and so is a mean that it is part of.

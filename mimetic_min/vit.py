@@ -38,9 +38,13 @@ def balanced_factors(A, rank):
     With the SVD A = U S V^T: L = U_r S_r^(1/2) and R = S_r^(1/2) V_r^T (Eckart and Young, 1936). Half of each singular
     value goes to either side, so the factors are balanced, L^T L = R R^T.
     """
-    U, S, Vt = torch.linalg.svd(A)
-    root = S[..., :rank].sqrt()
-    return U[..., :rank] * root[..., None, :], root[..., :, None] * Vt[..., :rank, :]
+    if rank < A.shape[-1]:  # A^T A = V S^2 V^T has V_r more quickly, and then the SVD is of a narrow matrix, A V_r
+        V = torch.linalg.eigh(A.mT @ A).eigenvectors[..., -rank:]
+        L, R = balanced_factors(A @ V, rank)
+        return L, R @ V.mT
+    U, S, Vt = torch.linalg.svd(A, full_matrices=False)
+    root = S.sqrt()
+    return U * root[..., None, :], root[..., :, None] * Vt
 
 
 class Attention(nn.Module):
@@ -90,12 +94,9 @@ class Attention(nn.Module):
         return self.W_V @ self.W_proj
 
     def default_init_(self, generator=None):
-        """The field's usual start: every entry N(0, 0.02^2), as in GPT-2 and in timm's vision transformers.
-
-        (timm draws a truncated normal, but cuts it at -2 and 2, a hundred standard deviations out.)
-        """
+        """The field's usual start: every entry N(0, 0.02^2), as in GPT-2 and in timm's vision transformers."""
         for W in self.parameters():
-            nn.init.normal_(W, std=0.02, generator=generator)
+            nn.init.normal_(W, std=0.02, generator=generator)        # timm's is cut off 100 standard deviations out
 
     def xavier_init_(self, generator=None):
         """All four uniform with variance 1/dim, as dim x dim matrices have it (Glorot and Bengio, 2010)."""

@@ -22,12 +22,12 @@ MISTAKES = {  # what is wrong: (the right code, the wrong code, a property that 
         "self.W_V.copy_(W_V)", "self.W_V.copy_(W_V.mT)",
         test_products.test_value_projection_has_the_diagonal_and_the_noise_asked_for),
     "V of the SVD transposed": (
-        "Vt = torch.linalg.svd(A)", "Vt = torch.linalg.svd(A); Vt = Vt.mT",
+        "full_matrices=False)", "full_matrices=False); Vt = Vt.mT",
         test_products.test_query_key_is_the_best_of_its_rank),
     "no square root": (
-        "S[..., :rank].sqrt()", "S[..., :rank]", test_products.test_value_projection_is_its_target),
+        "S.sqrt()", "S", test_products.test_value_projection_is_its_target),
     "the square root taken twice": (
-        "S[..., :rank].sqrt()", "S[..., :rank].sqrt().sqrt()", test_products.test_value_projection_is_its_target),
+        "S.sqrt()", "S.sqrt().sqrt()", test_products.test_value_projection_is_its_target),
     "one Z for all heads": (
         "(heads, dim, dim), generator)", "(1, dim, dim), generator)",
         test_products.test_each_head_and_each_call_draws_its_own_Z),
@@ -35,15 +35,14 @@ MISTAKES = {  # what is wrong: (the right code, the wrong code, a property that 
         "torch.randn(shape, generator=generator, ", "torch.randn(shape, ",
         test_products.test_a_generator_reproduces_it_bit_for_bit),
     "a rank too short": (
-        "S[..., :rank].sqrt()", "S[..., :rank].sqrt() * (torch.arange(rank) < rank - 1)",
+        "S.sqrt()", "S.sqrt() * (torch.arange(rank) < rank - 1)",
         test_products.test_query_key_has_rank_k),
     "the smallest singular values, not the largest": (
-        "U, S, Vt = torch.linalg.svd(A)",
-        "U, S, Vt = torch.linalg.svd(A); U, S, Vt = U.flip(-1), S.flip(-1), Vt.flip(-2)",
-        test_products.test_query_key_is_the_best_of_its_rank),
+        ".eigenvectors[..., -rank:]", ".eigenvectors[..., :rank]", test_products.test_query_key_is_the_best_of_its_rank),
+    "the left singular vectors for the right ones": (
+        "eigh(A.mT @ A)", "eigh(A @ A.mT)", test_products.test_query_key_is_the_best_of_its_rank),
     "unbalanced factors": (
-        "return U[..., :rank] * root[..., None, :], root",
-        "return U[..., :rank] * root[..., None, :] ** 2, torch.ones_like(root)",
+        "return U * root[..., None, :], root", "return U * root[..., None, :] ** 2, torch.ones_like(root)",
         test_products.test_factors_are_balanced),
     "the sign of beta turned": (
         "alpha * Z + beta *", "alpha * Z - beta *",
