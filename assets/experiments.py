@@ -37,8 +37,8 @@ EXPERIMENTS = {  # name: the command line
        for alpha, beta in STRENGTHS},
     **{f"strength-vp-{alpha}-{beta}": f"train_vit.py --init mimetic --seed 0 1 --vp-alpha={alpha} --vp-beta={beta}"
        for alpha, beta in STRENGTHS},
-    "cifar10": f"train_vit.py --data cifar10 --limit 5000 --epochs 15 --patch-size 4 --dim 96 --depth 6 --heads 3 {ALL} "
-               "--lr 1e-3 2e-3 --seed 0 1 2",
+    "cifar10": f"train_vit.py --data cifar10 --limit 5000 --epochs 15 --patch-size 4 --dim 96 --depth 6 --heads 3 "
+               f"{ALL} --lr 1e-3 2e-3 --seed 0 1 2",
 }
 
 

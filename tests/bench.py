@@ -2,8 +2,8 @@
 
     git clone https://github.com/karpathy/nanoGPT .peers/nanoGPT              the two peers, without which
     git clone https://github.com/lucidrains/vit-pytorch .peers/vit-pytorch    the comparisons with them are left out
-    python -m pip install einops                                             vit-pytorch needs it
-    python tests/bench.py                                                    ten minutes on two cores
+    python -m pip install einops                                              vit-pytorch needs it
+    python tests/bench.py                                                     five minutes on two cores
 
 A ratio is the peer's time by ours, so 1.02 means 2% faster: the median of all pairs, and in brackets its quartiles. The
 two take turns, and the one that begins changes. Not a test: what it prints depends on the machine.

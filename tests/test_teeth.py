@@ -38,7 +38,8 @@ MISTAKES = {  # what is wrong: (the right code, the wrong code, a property that 
         "S.sqrt()", "S.sqrt() * (torch.arange(rank) < rank - 1)",
         test_products.test_query_key_has_rank_k),
     "the smallest singular values, not the largest": (
-        ".eigenvectors[..., -rank:]", ".eigenvectors[..., :rank]", test_products.test_query_key_is_the_best_of_its_rank),
+        ".eigenvectors[..., -rank:]", ".eigenvectors[..., :rank]",
+        test_products.test_query_key_is_the_best_of_its_rank),
     "the left singular vectors for the right ones": (
         "eigh(A.mT @ A)", "eigh(A @ A.mT)", test_products.test_query_key_is_the_best_of_its_rank),
     "unbalanced factors": (
