@@ -35,11 +35,11 @@ def mimetic_target(alpha, beta, shape, generator=None):
 def balanced_factors(A, rank):
     """L (..., d, rank) and R (..., rank, d) whose product L R is the best approximation of A (..., d, d) of that rank.
 
-    With the SVD A = U S V^T: L = U_r S_r^(1/2) and R = S_r^(1/2) V_r^T (Eckart and Young, 1936). Half of each singular
-    value goes to either side, so the factors are balanced, L^T L = R R^T.
+    With the SVD A = U S V^T: L = U_r S_r^(1/2) and R = S_r^(1/2) V_r^T (Eckart and Young, 1936), balanced: L^T L = R R^T
     """
     if rank < A.shape[-1]:  # A^T A = V S^2 V^T has V_r more quickly, and then the SVD is of a narrow matrix, A V_r
-        V = torch.linalg.eigh(A.mT @ A).eigenvectors[..., -rank:]
+        B = torch.ldexp(A, -A.abs().amax((-2, -1), keepdim=True).frexp().exponent.clamp(min=-120))  # squares not 0
+        V = torch.linalg.eigh(B.mT @ B).eigenvectors[..., -rank:]
         L, R = balanced_factors(A @ V, rank)
         return L, R @ V.mT
     U, S, Vt = torch.linalg.svd(A, full_matrices=False)

@@ -41,7 +41,7 @@ MISTAKES = {  # what is wrong: (the right code, the wrong code, a property that 
         ".eigenvectors[..., -rank:]", ".eigenvectors[..., :rank]",
         test_products.test_query_key_is_the_best_of_its_rank),
     "the left singular vectors for the right ones": (
-        "eigh(A.mT @ A)", "eigh(A @ A.mT)", test_products.test_query_key_is_the_best_of_its_rank),
+        "eigh(B.mT @ B)", "eigh(B @ B.mT)", test_products.test_query_key_is_the_best_of_its_rank),
     "unbalanced factors": (
         "return U * root[..., None, :], root", "return U * root[..., None, :] ** 2, torch.ones_like(root)",
         test_products.test_factors_are_balanced),
