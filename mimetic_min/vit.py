@@ -35,7 +35,7 @@ def mimetic_target(alpha, beta, shape, generator=None):
 def balanced_factors(A, rank):
     """L (..., d, rank) and R (..., rank, d) whose product L R is the best approximation of A (..., d, d) of that rank.
 
-    With the SVD A = U S V^T: L = U_r S_r^(1/2) and R = S_r^(1/2) V_r^T (Eckart and Young, 1936), balanced: L^T L = R R^T
+    With the SVD A = U S V^T: L = U_r S_r^(1/2) and R = S_r^(1/2) V_r^T (Eckart and Young, 1936). So L^T L = R R^T.
     """
     if rank < A.shape[-1]:  # A^T A = V S^2 V^T has V_r more quickly, and then the SVD is of a narrow matrix, A V_r
         B = torch.ldexp(A, -A.abs().amax((-2, -1), keepdim=True).frexp().exponent.clamp(min=-120))  # squares not 0
