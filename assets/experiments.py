@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 RESULTS = ROOT / "assets/results"
 ALL = "--init default noise mimetic"
 TEN = "--seed 0 1 2 3 4 5 6 7 8 9"                # five choose the rate, five are reported

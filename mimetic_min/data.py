@@ -168,9 +168,9 @@ def moments(images):
 
     A channel that is all one value has the deviation 1, so that it becomes all zero.
     """
-    pixels = images[:, 0].numel()                               # the sums are exact, and a part of them at a time
-    mean = sum(part.int().sum((0, 2, 3)) for part in images.split(1000)).double() / pixels
-    squares = sum(part.int().square().sum((0, 2, 3)) for part in images.split(1000)).double() / pixels
+    pixels, parts = images[:, 0].numel(), images.split(1000)    # a sum of all at once makes int64 of all
+    mean = sum(part.sum((0, 2, 3)) for part in parts).double() / pixels
+    squares = sum(part.int().square().sum((0, 2, 3)) for part in parts).double() / pixels
     deviation = (squares - mean**2).sqrt()
     deviation[deviation == 0] = 1.0
     return mean.float()[:, None, None], deviation.float()[:, None, None]
