@@ -82,6 +82,26 @@ def best(runs):
     return rows, choosing or seeds, reporting
 
 
+def spread(values, decimals):
+    """Their mean, and the standard deviation of several, in print."""
+    deviation = f" ± {statistics.stdev(values):.{decimals}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{decimals}f}{deviation}"
+
+
+def gain(values, base, decimals):
+    """In print, how far the mean of the values is from that of the `base`, and for several of each the standard error.
+
+    A difference below twice that is none. Nothing is said of values that are not finite.
+    """
+    difference = statistics.mean(values) - statistics.mean(base)
+    if not math.isfinite(difference):
+        return ""
+    if len(values) == 1:
+        return f"{difference:+.{decimals}f}"
+    error = math.sqrt(statistics.variance(values) / len(values) + statistics.variance(base) / len(base))
+    return f"{difference:+.{decimals}f} ± {error:.{decimals}f}" + "  no difference seen" * (abs(difference) < 2 * error)
+
+
 def table(runs):
     """The lines of the closing table: each init at its best rate, mean and spread over the seeds, and its gain."""
     if not any("final" in run for run in runs):
@@ -92,16 +112,10 @@ def table(runs):
     base, width = "default" if "default" in rows else next(iter(rows)), 2 + max(8, *map(len, rows))
     lines = [f"{'init':{width}}{'lr':10}{f'{title}, {unit}':24}against {base}"]
     for init, (lr, values) in rows.items():
-        mean, difference = statistics.mean(values), statistics.mean(values) - statistics.mean(rows[base][1])
-        cell, against = f"{mean:.{decimals}f}", f"{difference:+.{decimals}f}" if math.isfinite(difference) else ""
-        if not math.isfinite(mean):
-            cell = f"diverged, {sum(map(math.isinf, values))} of {len(values)}"
-        elif len(values) > 1:
-            cell += f" ± {statistics.stdev(values):.{decimals}f}"
-        if against and len(values) > 1:
-            error = math.sqrt((statistics.variance(values) + statistics.variance(rows[base][1])) / len(values))
-            against += f" ± {error:.{decimals}f}" + ("  no difference seen" if abs(difference) < 2 * error else "")
-        lines.append(f"{init:{width}}{lr:<10g}{cell:24}{against if init != base else ''}".rstrip())
+        cell = spread(values, decimals) if math.isfinite(statistics.mean(values)) else \
+            f"diverged, {sum(map(math.isinf, values))} of {len(values)}"
+        against = gain(values, rows[base][1], decimals) if init != base else ""
+        lines.append(f"{init:{width}}{lr:<10g}{cell:24}{against}".rstrip())
     lines.append("")
     if len(reporting) > 1:
         lines.append(f"mean ± standard deviation over seeds {listed(reporting)}; difference ± its standard error")
