@@ -4,9 +4,8 @@
     model.mimetic_init_()                # this line is the whole method; leave it out for GPT-2's weights
 
 Mimetic initialization (Trockman and Kolter, ICML 2023, https://arxiv.org/abs/2305.09828) sets the attention weights
-of a new model so that two products look as they do in a trained one: in language W_Q W_K^T has a negative diagonal,
-and that of W_V W_proj rises with depth. Tokens are rows and weights act from the right, x @ W, as in the paper.
-(nn.Linear computes x @ W^T: there, these weights have to be transposed.)
+of a new model so that two products have diagonals, as in a trained one: W_Q W_K^T of each head, and W_V W_proj. Tokens
+are rows and weights act from the right, x @ W. (nn.Linear computes x @ W^T: there, these have to be transposed.)
 
 Read it from top to bottom: the initialiser's two functions, attention (both letter for letter as in vit.py), the
 model. Left out on purpose: biases, as in nanoGPT's published settings, and dropout inside the attention map.
@@ -227,21 +226,22 @@ class GPT(nn.Module):
             tokens = torch.cat([tokens, torch.multinomial(logits.softmax(-1), 1, generator=generator)], dim=1)
         return tokens
 
-    def mimetic_init_(self, qk_alpha=0.4, qk_beta=-0.4, vp_alpha=0.02, vp_beta=0.1, generator=None):
-        """Attention.mimetic_init_ in every layer, by default with the signs of language. Returns the model.
+    def mimetic_init_(self, qk_alpha=0.4, qk_beta=-0.1, vp_alpha=0.02, vp_beta=-0.05, vp_last_beta=None,
+                      generator=None):
+        """Attention.mimetic_init_ in every layer, by default at the best strengths found here. Returns the model.
 
-        Its value-projection beta rises on a line, from -vp_beta in the first layer (or the only one) to vp_beta.
+        The value-projection's beta goes on a line from vp_beta to vp_last_beta, or is the same in all layers.
         """
-        require(vp_beta is None or -1 <= vp_beta <= 1, "vp_beta", vp_beta, "from -1 to 1")
-        for block, rise in zip(self.blocks, torch.linspace(-1, 1, len(self.blocks)).tolist()):
-            beta = None if vp_beta is None else rise * vp_beta
+        require(vp_last_beta is None or -1 <= vp_last_beta <= 1, "vp_last_beta", vp_last_beta, "from -1 to 1")
+        for block, way in zip(self.blocks, torch.linspace(0, 1, len(self.blocks)).tolist()):
+            beta = vp_beta if None in (vp_beta, vp_last_beta) else (1 - way) * vp_beta + way * vp_last_beta
             block.attention.mimetic_init_(qk_alpha, qk_beta, vp_alpha, beta, generator)
         return self
 
     def noise_init_(self, qk_alpha=0.4, vp_alpha=0.02, generator=None):
         """The control: mimetic_init_ with both betas 0. What it gains over the default is not due to a diagonal."""
         qk_beta, vp_beta = (None if alpha is None else 0.0 for alpha in (qk_alpha, vp_alpha))
-        return self.mimetic_init_(qk_alpha, qk_beta, vp_alpha, vp_beta, generator)
+        return self.mimetic_init_(qk_alpha, qk_beta, vp_alpha, vp_beta, generator=generator)
 
     def simple_init_(self, generator=None):
         """Attention.simple_init_ in every layer with the signs of language. Returns the model."""

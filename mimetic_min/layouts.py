@@ -9,8 +9,8 @@ and W_V stand side by side in one matrix. Three layouts are known, by the names 
 
     for block in vit.blocks:
         layouts.mimetic_init_(block.attn, 0.7, 0.7, 0.4, -0.4)
-    for block, beta in zip(gpt2.transformer.h, torch.linspace(-0.1, 0.1, len(gpt2.transformer.h)).tolist()):
-        layouts.mimetic_init_(block.attn, 0.4, -0.4, 0.02, beta)
+    for block in gpt2.transformer.h:
+        layouts.mimetic_init_(block.attn, 0.4, -0.1, 0.02, -0.05)
 """
 import re
 import warnings

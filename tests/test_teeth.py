@@ -71,12 +71,12 @@ MODEL_MISTAKES = {
         vit, "qk_alpha=0.7, qk_beta=0.7, vp_alpha=0.4, vp_beta=-0.4",
         "qk_alpha=0.4, qk_beta=-0.4, vp_alpha=0.7, vp_beta=0.7",
         test_models.test_vision_signs),
-    "gpt.py: the signs of vision": (
-        gpt, "qk_alpha=0.4, qk_beta=-0.4", "qk_alpha=0.4, qk_beta=0.4", test_models.test_language_signs_and_depth_ramp),
-    "gpt.py: a ramp that falls": (
-        gpt, "torch.linspace(-1, 1,", "torch.linspace(1, -1,", test_models.test_language_signs_and_depth_ramp),
-    "gpt.py: no ramp": (
-        gpt, "rise * vp_beta", "vp_beta", test_models.test_language_signs_and_depth_ramp),
+    "gpt.py: the query-key sign of vision": (
+        gpt, "qk_alpha=0.4, qk_beta=-0.1", "qk_alpha=0.4, qk_beta=0.1", test_models.test_language_signs),
+    "gpt.py: a line that runs backwards": (
+        gpt, "torch.linspace(0, 1,", "torch.linspace(1, 0,", test_models.test_the_value_projection_goes_on_a_line),
+    "gpt.py: no line": (
+        gpt, "(1 - way) * vp_beta + way * vp_last_beta", "vp_beta", test_models.test_the_value_projection_goes_on_a_line),
     "gpt.py: one layer's weights for all": (
         gpt, "block.attention.mimetic_init_(qk_alpha, qk_beta, vp_alpha, beta, generator)",
         "block.attention.mimetic_init_(qk_alpha, qk_beta, vp_alpha, beta, torch.Generator().manual_seed(0))",
