@@ -26,6 +26,7 @@ ALL = "--init default noise mimetic"
 TEN = "--seed 0 1 2 3 4 5 6 7 8 9"                # five choose the rate, five are reported
 SIX = "--seed 0 1 2 3 4 5"
 PART = f"train_vit.py --lr 2e-3 4e-3 {TEN} --init mimetic"
+DOCS_PART = "train_lm.py --lr 4e-3 --seed 3 4 5 --init"
 QK_OFF, VP_OFF = "--qk-alpha off --qk-beta off", "--vp-alpha off --vp-beta off"
 FLIPPED_QK, FLIPPED_VP = "--qk-beta=-0.7", "--vp-beta=0.4"
 PAPER = "--qk-beta=-0.4 --vp-beta=-0.1 --vp-last-beta=0.1"           # its signs of language
@@ -49,7 +50,8 @@ EXPERIMENTS = {  # name: the command line
                f"--lr 1e-3 --seed 0 1 2 {ALL}",
     "docs": f"train_lm.py --lr 1e-3 2e-3 4e-3 8e-3 {SIX} {ALL}",
     "docs-paper": f"train_lm.py --lr 2e-3 4e-3 {SIX} --init mimetic {PAPER}",
-    **{f"docs-{name}": f"train_lm.py --lr 4e-3 --seed 3 4 5 --init {words}" for name, words in {
+    "docs-vision": f"train_lm.py --lr 1e-3 2e-3 4e-3 8e-3 {SIX} --init mimetic --qk-beta=0.1",
+    **{f"docs-{name}": f"{DOCS_PART} {words}" for name, words in {
         "qk-alone": f"noise mimetic {VP_OFF}",
         "vp-alone": f"mimetic {QK_OFF}",
         "ramped": "mimetic --vp-beta=-0.1 --vp-last-beta=0.1",

@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "assets")]
-from experiments import ALPHAS, BETAS, EXPERIMENTS, RESULTS  # noqa: E402
+from experiments import DOCS_PART, EXPERIMENTS, PART, RESULTS  # noqa: E402
 from mimetic_min import figures, report  # noqa: E402
 
 CONTROLS, THREE = ("default", "noise"), ("default", "noise", "mimetic")
@@ -36,8 +36,8 @@ def diagonals(name, lr):
 
 # ---- tables
 
-def command(name, options=""):
-    return f"    python {EXPERIMENTS[name]}{options}\n"
+def command(name):
+    return f"    python {EXPERIMENTS[name]}\n\n"
 
 
 def printed(runs):
@@ -46,70 +46,97 @@ def printed(runs):
 
 
 def markdown(head, *rows):
-    return "".join(f"| {' | '.join(row)} |\n" for row in (head, ["---"] * len(head), *rows))
+    return "".join(f"| {' | '.join(row)} |\n" for row in (head, ["---"] * len(head), *rows)).replace("  no ", ", no ")
 
 
 def seeds(runs):
+    """What stands below a table: which seeds it is of, and how the rates were chosen."""
     _, choosing, reporting = report.best(runs)
-    chosen = f"; seeds {report.listed(choosing)} chose the rate" if choosing != reporting else ""
-    return f"mean ± standard deviation over seeds {report.listed(reporting)}{chosen}"
+    rates = sorted({run["lr"] for run in runs})
+    chosen = f"; each rate is the best of {report.listed(rates)} by seeds {report.listed(choosing)}" * (len(rates) > 1)
+    return f"\nMean ± standard deviation over seeds {report.listed(reporting)}{chosen}.\n"
 
 
-def of_inits(first, *runs):
+def unit(runs):
+    """(title, decimals) of what the runs are compared by."""
+    title, unit, _, decimals, _ = report.METRICS[report.metric_of(runs[0]["final"])]
+    return f"{title}, {unit}", decimals
+
+
+def of_inits(*runs):
     """A row an init, each at its best rate."""
     runs = sum(runs, [])
-    rows, decimals = report.best(runs)[0], report.METRICS[report.metric_of(runs[0]["final"])][3]
-    return markdown([first, "rate", "accuracy, %", *(f"against {init}" for init in CONTROLS)], *(
+    (title, decimals), rows = unit(runs), report.best(runs)[0]
+    return markdown(["", "rate", title, *(f"against {init}" for init in CONTROLS)], *(
         [init, f"{lr:g}", report.spread(values, decimals),
          *(report.gain(values, rows[base][1], decimals) if init != base else "" for base in CONTROLS)]
-        for init, (lr, values) in rows.items()))
-
-def of_settings(first, **settings):
-    """A row a setting, with default, noise and mimetic at the best rate of each."""
-    table = []
-    for name, runs in settings.items():
-        best, _, reporting = report.best(runs)
-        decimals = report.METRICS[report.metric_of(runs[0]["final"])][3]
-        (_, default), (_, noise), (_, mimetic) = (best[init] for init in ("default", "noise", "mimetic"))
-        table.append([name, *(f"{report.spread(values, decimals)} ({lr:g})" for lr, values in best.values()),
-                      report.gain(mimetic, default, decimals), report.gain(mimetic, noise, decimals),
-                      str(len(reporting))])
-    return markdown([first, "default", "noise", "mimetic", "mimetic against default", "against noise", "seeds"], *table)
+        for init, (lr, values) in rows.items())) + seeds(runs)
 
 
-def by_rate(name, **chosen):
-    rates = sorted({run["lr"] for run in runs(name)})
-    return of_settings("rate", **{f"{lr:g}": runs(name, init=THREE, lr=[lr]) for lr in rates})
+def of_settings(settings):
+    """A row for each of {setting: runs}: default, noise and mimetic; the best of several rates in brackets."""
+    rows = []
+    for setting, runs in settings.items():
+        best, decimals, several = report.best(runs)[0], unit(runs)[1], len({run["lr"] for run in runs}) > 1
+        cells = {init: report.spread(best[init][1], decimals) + f" ({best[init][0]:g})" * several for init in THREE}
+        gains = [report.gain(best["mimetic"][1], best[init][1], decimals) for init in CONTROLS]
+        rows.append([setting, *cells.values(), *gains, str(len(best["mimetic"][1]))])
+    return markdown(["", *THREE, "mimetic against default", "mimetic against noise", "seeds"], *rows)
+
+
+def by_rate(name):
+    every = runs(name, init=THREE)
+    rates = sorted({run["lr"] for run in every})
+    return of_settings({f"rate {lr:g}": [run for run in every if run["lr"] == lr] for lr in rates})
 
 
 def steps_to_default(name):
     """At which evaluation the mean of an init's reported runs, at its best rate, reaches the default's last one."""
     best, _, reporting = report.best(runs(name))
-    def curve(init):
-        same = runs(name, init=[init], lr=[best[init][0]], seed=reporting)
-        return [(points[0]["step"], statistics.mean(point["accuracy"] for point in points))
-                for points in zip(*(run["curve"] for run in same))]
-    goal = curve("default")[-1][1]
-    reached = {init: next((f"{step:,}" for step, accuracy in curve(init) if accuracy >= goal), "never") for init in best}
-    return markdown(["", *reached], ["steps", *reached.values()])
+    curves = {init: [(points[0]["step"], statistics.mean(point["accuracy"] for point in points)) for points in zip(
+        *(run["curve"] for run in runs(name, init=[init], lr=[lr], seed=reporting)))] for init, (lr, _) in best.items()}
+    goal = curves["default"][-1][1]
+    reached = [next((f"{step:,}" for step, mean in curve if mean >= goal), "not reached") for curve in curves.values()]
+    return markdown(["", *curves], ["steps", *reached])
+
+
+SIZES = (200, 100)
+
+
+def fewer():
+    return {f"digits, {n} images": runs(f"images-{n}") for n in SIZES}
+
+
+def less_data():
+    return "".join(command(f"images-{n}") for n in SIZES) + of_settings(fewer()) + seeds(runs(f"images-{SIZES[0]}"))
 
 
 def answers():
-    return of_settings("", **{
-        "digits, 1,000 images": runs("digits", init=THREE),
-        **{f"digits, {n} images": runs(f"images-{n}") for n in (500, 200, 100)},
-        "CIFAR-10, 5,000 images": runs("cifar10"),
-        "Python reference": runs("docs"),
-        "Tiny Shakespeare": runs("shakespeare"),
-    }) + "\nmean ± standard deviation (rate)"
+    return of_settings({"digits, 1,000 images": runs("digits"), **fewer(), "Python reference": runs("docs")})
+
+
+def variant(name, what, init="mimetic", **chosen):
+    """The runs of an experiment with one init, which is called by what it is and the options that make it so."""
+    words = EXPERIMENTS[name].split("mimetic")[1].strip()
+    return runs(name, f"{what}, `{words}`", init=[init], **chosen)
 
 
 def parts():
-    both = {"lr": [2e-3, 4e-3]}
-    return of_inits("init", runs("digits", init=THREE, **both), *(runs(name, label) for name, label in (
-        ("qk-alone", "query-key alone"), ("vp-alone", "value-projection alone"),
-        ("qk-alone-flipped", "query-key alone, flipped"), ("vp-alone-flipped", "value-projection alone, flipped"),
-        ("both-flipped", "both flipped"), ("transposed", "V and proj transposed"))))
+    return f"    python {PART} ...\n\n" + of_inits(
+        runs("digits", init=THREE, lr=[2e-3, 4e-3]),
+        variant("qk-alone", "query-key alone"),
+        variant("vp-alone", "value-projection alone"))
+
+
+def docs_parts():
+    return f"    python {DOCS_PART} mimetic ...\n\n" + of_inits(
+        runs("docs", lr=[4e-3], seed=[3, 4, 5]),
+        variant("docs-qk-alone", "query-key alone"),
+        variant("docs-qk-alone", "its noise alone", init="noise"),
+        variant("docs-vp-alone", "value-projection alone"),
+        variant("docs-ramped", "value-projection from negative to positive"),
+        variant("docs-qk-flipped", "query-key flipped"),
+        variant("docs-vp-flipped", "value-projection flipped"))
 
 
 TABLES = {
@@ -118,12 +145,13 @@ TABLES = {
     "lm": lambda: printed(runs("docs", lr=[1e-3], seed=[0])),
     "lm-seeds": lambda: printed(runs("docs", lr=[1e-3], seed=[0, 1, 2])),
     "answers": answers,
-    "digits": lambda: command("digits") + "\n" + of_inits("init", runs("digits")) + "\n" + seeds(runs("digits")),
+    "digits": lambda: command("digits") + of_inits(runs("digits")),
     "digits-steps": lambda: steps_to_default("digits"),
     "digits-rates": lambda: by_rate("digits"),
     "parts": parts,
-    "docs": lambda: command("docs") + "\n" + by_rate("docs"),
-    "shakespeare": lambda: command("shakespeare") + "\n" + by_rate("shakespeare"),
+    "less-data": less_data,
+    "docs": lambda: command("docs") + by_rate("docs"),
+    "docs-parts": docs_parts,
 }
 
 
@@ -132,7 +160,7 @@ TABLES = {
 def rates():
     """{title: {init: [(rate, mean, deviation)]}} of each experiment with a grid of rates."""
     found = {}
-    for name, title in (("digits", "digits"), ("docs", "Python reference"), ("shakespeare", "Tiny Shakespeare")):
+    for name, title in (("digits", "digits"), ("docs", "Python reference")):
         every = runs(name)
         _, unit, factor, _, _ = report.METRICS[metric := report.metric_of(every[0]["final"])]
         values = {}
@@ -157,28 +185,7 @@ def draw_rates(found):
     return picture
 
 
-def strengths():
-    """{product: [[accuracy, %, mean over the seeds] for each alpha] for each beta}."""
-    return {product: [[100 * statistics.mean(run["final"]["accuracy"] for run in runs(f"strength/{product}{alpha}{beta:+}"))
-                       for alpha in ALPHAS] for beta in BETAS] for product in ("qk", "vp")}
-
-
-def draw_strengths(found):
-    picture = figures.new_figure(9, 4)
-    low, high = (choice(value for grid in found.values() for row in grid for value in row) for choice in (min, max))
-    for (product, grid), axis in zip(found.items(), picture.subplots(1, 2)):
-        image = axis.imshow(grid, cmap="cividis", vmin=low, vmax=high, origin="lower")
-        for y, row in enumerate(grid):
-            for x, value in enumerate(row):
-                axis.text(x, y, f"{value:.1f}", ha="center", va="center", color="w" if value < (low + high) / 2 else "k")
-        axis.set(title={"qk": "query-key", "vp": "value-projection"}[product], xlabel="alpha, the noise",
-                 ylabel="beta, the diagonal", xticks=range(len(ALPHAS)), xticklabels=ALPHAS,
-                 yticks=range(len(BETAS)), yticklabels=BETAS)
-    picture.colorbar(image, label="accuracy, %")
-    return picture
-
-
-NETWORKS = {"digits": 2e-3, "cifar10": 1e-3, "docs": 1e-3, "shakespeare": 1e-3}
+NETWORKS = {"digits": 2e-3, "docs": 1e-3}              # at the rate of each script
 
 
 def kept():
@@ -197,16 +204,14 @@ def draw_kept(found):
                     color, style = figures.STYLES[init]
                     axis.plot(range(1, len(means) + 1), means, linestyle=style, color=color, label=f"{init}, {when}",
                               marker="o", markerfacecolor="none" if when == "before" else color)
-            axis.set(title=f"{name}: {which}", xticks=range(1, len(means) + 1))
-    axis.set_xlabel("layer")
+            axis.set(title=f"{name}: {which}", xlabel="layer", xticks=range(1, len(means) + 1))
     picture.legend(*axis.get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=4)
     return picture
 
 
 PICTURES = {  # name: (what is drawn, how)
-    "curves.png": (lambda: runs("digits", init=["default", "mimetic"], lr=[2e-3], seed=[0, 1, 2]), figures.curves),
+    "curves.png": (lambda: runs("digits", init=THREE, lr=[2e-3], seed=[0, 1, 2]), figures.curves),
     "rates.png": (rates, draw_rates),
-    "strength.png": (strengths, draw_strengths),
     "diagonals.png": (kept, draw_kept),
 }
 

@@ -111,7 +111,8 @@ def test_the_same_seed_gives_the_same_result_and_no_two_seeds_do(task):
 
 def test_the_strengths_reach_the_initialiser():
     """--qk-beta and the others change what mimetic is, and off leaves a product at the default initialisation."""
-    p = train_lm.PARSER.parse_args(["--qk-alpha", "off", "--qk-beta", "off", "--vp-alpha", "0", "--vp-beta", "-0.5"])
+    p = train_lm.PARSER.parse_args(["--qk-alpha", "off", "--qk-beta", "off", "--vp-alpha", "0", "--vp-beta", "0.5",
+                                    "--vp-last-beta", "-0.5"])
     torch.manual_seed(0)
     model = gpt.GPT(gpt.GPTConfig(dim=16, heads=2, depth=3))
     before = [block.attention.qk_product().detach().clone() for block in model.blocks]
