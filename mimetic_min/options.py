@@ -138,6 +138,16 @@ def words(config, defaults):
             yield f"{option}={'off' if value is None else value}"
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def stop_once(number, frame):
+    """What a script does at a signal. Those after the first would come amid its last line."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 @contextmanager
 def signals_deferred():
     """Inside, SIGINT and SIGTERM, unless they are ignored, only fill the list that it yields.
@@ -148,15 +158,15 @@ def signals_deferred():
     if parallel.count() > 1:
         yield came
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     for number, handler in before.items():
-        if handler is not signal.SIG_IGN:                      # as a shell has it for what runs in the background
+        if handler is not signal.SIG_IGN:
             signal.signal(number, lambda number, frame: came.append(number))
     try:
         yield came
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if came and handler is stop_once else handler)
 
 
 def script(main, p):
@@ -164,14 +174,16 @@ def script(main, p):
 
     SIGINT and SIGTERM end it in a line that says how to go on, and in status 130.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)              # a KeyboardInterrupt, like that of Ctrl-C
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:                 # as a shell has it in the background
+            signal.signal(number, stop_once)
     if sys.stdout is not None:
         sys.stdout.reconfigure(errors="replace")                           # for what it cannot encode, as in a sample
     try:
         main()
         parallel.leave()
     except (ValueError, RuntimeError, MemoryError, OSError, KeyboardInterrupt) as error:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)                          # a second one would come amid the last line
         *_, (frame, _) = traceback.walk_tb(error.__traceback__)
         line = str(error).split("\n")[0] or "stopped"

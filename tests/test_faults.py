@@ -199,6 +199,18 @@ def test_two_signals_are_one_line():
     assert child.wait() == 130
 
 
+def test_a_script_that_stops_for_one_signal_is_deaf_to_the_next():
+    before = {number: signal.signal(number, options.stop_once) for number in options.SIGNALS}
+    try:
+        with options.signals_deferred() as came:
+            os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)                         # before the KeyboardInterrupt is even raised
+        assert came == [signal.SIGTERM]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 @both_scripts
 def test_a_grid_survives_twenty_kills_at_random_moments(task, monkeypatch):
     """SIGKILL twenty times, each at a moment drawn from the time of the whole grid, and the same results in the end.
