@@ -27,11 +27,20 @@ def runs(name, label=None, **chosen):
     return [run | {"init": label or run["init"]} for run in found if all(run[key] in chosen[key] for key in chosen)]
 
 
-def diagonals(name, lr):
-    """{"init, product, when": the diagonal's mean in each layer, as a mean over the seeds}."""
-    rows = [row for row in json.loads((RESULTS / f"{name}-diagonals.json").read_text()) if row["lr"] == lr]
-    return {f"{init}, {key}": [*map(statistics.mean, zip(*(row[key] for row in rows if row["init"] == init)))]
-            for init in ("default", "mimetic") for key in rows[0] if ", " in key}
+def docs(**chosen):
+    """The grid on the Python reference, whose controls were run beside the negative query-key."""
+    return runs("docs-negative", init=CONTROLS, **chosen) + runs("docs", **chosen)
+
+
+def diagonals(lr, **names):
+    """{"init, product, when": the diagonal's mean in each layer, as a mean over the seeds} of init=experiment."""
+    found = {}
+    for init, name in names.items():
+        rows = json.loads((RESULTS / f"{name}-diagonals.json").read_text())
+        rows = [row for row in rows if (row["init"], row["lr"]) == (init, lr)]
+        found |= {f"{init}, {key}": [*map(statistics.mean, zip(*(row[key] for row in rows)))]
+                  for key in rows[0] if ", " in key}
+    return found
 
 
 # ---- tables
@@ -84,8 +93,7 @@ def of_settings(settings):
     return markdown(["", *THREE, "mimetic against default", "mimetic against noise", "seeds"], *rows)
 
 
-def by_rate(name):
-    every = runs(name, init=THREE)
+def by_rate(every):
     rates = sorted({run["lr"] for run in every})
     return of_settings({f"rate {lr:g}": [run for run in every if run["lr"] == lr] for lr in rates})
 
@@ -112,7 +120,8 @@ def less_data():
 
 
 def answers():
-    return of_settings({"digits, 1,000 images": runs("digits"), **fewer(), "Python reference": runs("docs")})
+    return of_settings({
+        "digits, 1,000 images": runs("digits"), **fewer(), "Python reference": docs()})
 
 
 def variant(name, what, init="mimetic", **chosen):
@@ -125,32 +134,33 @@ def parts():
     return f"    python {PART} ...\n\n" + of_inits(
         runs("digits", init=THREE, lr=[2e-3, 4e-3]),
         variant("qk-alone", "query-key alone"),
-        variant("vp-alone", "value-projection alone"))
+        variant("vp-alone", "value-projection alone"),
+        variant("both-flipped", "both flipped"),
+        variant("qk-alone-flipped", "query-key alone, flipped"),
+        variant("vp-alone-flipped", "value-projection alone, flipped"),
+        runs("transposed", "`W_V` and `W_proj` transposed"))
 
 
 def docs_parts():
+    same = dict(lr=[4e-3], seed=[3, 4, 5])
     return f"    python {DOCS_PART} mimetic ...\n\n" + of_inits(
-        runs("docs", lr=[4e-3], seed=[3, 4, 5]),
-        variant("docs-qk-alone", "query-key alone"),
-        variant("docs-qk-alone", "its noise alone", init="noise"),
+        docs(**same),
         variant("docs-vp-alone", "value-projection alone"),
-        variant("docs-ramped", "value-projection from negative to positive"),
-        variant("docs-qk-flipped", "query-key flipped"),
-        variant("docs-vp-flipped", "value-projection flipped"))
+        variant("docs-negative", "query-key flipped", **same))
 
 
 TABLES = {
     "vit": lambda: printed(runs("digits", init=THREE, lr=[2e-3], seed=[0])),
     "vit-seeds": lambda: printed(runs("digits", init=THREE, lr=[2e-3], seed=[0, 1, 2])),
-    "lm": lambda: printed(runs("docs", lr=[1e-3], seed=[0])),
-    "lm-seeds": lambda: printed(runs("docs", lr=[1e-3], seed=[0, 1, 2])),
+    "lm": lambda: printed(docs(lr=[1e-3], seed=[0])),
+    "lm-seeds": lambda: printed(docs(lr=[1e-3], seed=[0, 1, 2])),
     "answers": answers,
     "digits": lambda: command("digits") + of_inits(runs("digits")),
     "digits-steps": lambda: steps_to_default("digits"),
-    "digits-rates": lambda: by_rate("digits"),
+    "digits-rates": lambda: by_rate(runs("digits", init=THREE)),
     "parts": parts,
     "less-data": less_data,
-    "docs": lambda: command("docs") + by_rate("docs"),
+    "docs": lambda: command("docs-negative") + command("docs") + by_rate(docs()),
     "docs-parts": docs_parts,
 }
 
@@ -160,8 +170,7 @@ TABLES = {
 def rates():
     """{title: {init: [(rate, mean, deviation)]}} of each experiment with a grid of rates."""
     found = {}
-    for name, title in (("digits", "digits"), ("docs", "Python reference")):
-        every = runs(name)
+    for title, every in (("digits", runs("digits")), ("Python reference", docs())):
         _, unit, factor, _, _ = report.METRICS[metric := report.metric_of(every[0]["final"])]
         values = {}
         for run in every:
@@ -185,12 +194,10 @@ def draw_rates(found):
     return picture
 
 
-NETWORKS = {"digits": 2e-3, "docs": 1e-3}              # at the rate of each script
-
-
 def kept():
     """{network: {"init, product, when": the diagonal's mean in each layer}}, means over the seeds."""
-    return {name: diagonals(name, lr) for name, lr in NETWORKS.items()}
+    return {"digits": diagonals(2e-3, default="digits", mimetic="digits"),         # at the rate of each command
+            "Python reference": diagonals(1e-3, default="docs-negative", mimetic="docs")}
 
 
 def draw_kept(found):

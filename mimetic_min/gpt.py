@@ -226,7 +226,7 @@ class GPT(nn.Module):
             tokens = torch.cat([tokens, torch.multinomial(logits.softmax(-1), 1, generator=generator)], dim=1)
         return tokens
 
-    def mimetic_init_(self, qk_alpha=0.4, qk_beta=-0.1, vp_alpha=0.02, vp_beta=-0.05, vp_last_beta=None,
+    def mimetic_init_(self, qk_alpha=0.4, qk_beta=0.1, vp_alpha=0.02, vp_beta=-0.05, vp_last_beta=None,
                       generator=None):
         """Attention.mimetic_init_ in every layer, by default at the best strengths found here. Returns the model.
 

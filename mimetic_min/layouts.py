@@ -10,7 +10,7 @@ and W_V stand side by side in one matrix. Three layouts are known, by the names 
     for block in vit.blocks:
         layouts.mimetic_init_(block.attn, 0.7, 0.7, 0.4, -0.4)
     for block in gpt2.transformer.h:
-        layouts.mimetic_init_(block.attn, 0.4, -0.1, 0.02, -0.05)
+        layouts.mimetic_init_(block.attn, 0.4, 0.1, 0.02, -0.05)
 """
 import re
 import warnings

@@ -71,8 +71,9 @@ MODEL_MISTAKES = {
         vit, "qk_alpha=0.7, qk_beta=0.7, vp_alpha=0.4, vp_beta=-0.4",
         "qk_alpha=0.4, qk_beta=-0.4, vp_alpha=0.7, vp_beta=0.7",
         test_models.test_vision_signs),
-    "gpt.py: the query-key sign of vision": (
-        gpt, "qk_alpha=0.4, qk_beta=-0.1", "qk_alpha=0.4, qk_beta=0.1", test_models.test_language_signs),
+    "gpt.py: the query-key sign turned": (
+        gpt, "qk_alpha=0.4, qk_beta=0.1", "qk_alpha=0.4, qk_beta=-0.1",
+        test_models.test_published_strengths_of_language),
     "gpt.py: a line that runs backwards": (
         gpt, "torch.linspace(0, 1,", "torch.linspace(1, 0,", test_models.test_the_value_projection_goes_on_a_line),
     "gpt.py: no line": (

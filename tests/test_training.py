@@ -205,7 +205,7 @@ def test_both_scripts_start_with_the_published_settings():
     both = dict(init=["default", "noise", "mimetic"], seed=[0], depth=4, heads=4, compile=False, out=None, resume=None)
     for found, strengths, own in (
             (v, (0.7, 0.7, 0.4, -0.4), dict(data="digits", dim=64, patch_size=2, epochs=40, batch_size=50, lr=[2e-3])),
-            (g, (0.4, -0.1, 0.02, -0.05), dict(data="docs", dim=128, context=64, steps=1000, batch_size=12, lr=[1e-3]))):
+            (g, (0.4, 0.1, 0.02, -0.05), dict(data="docs", dim=128, context=64, steps=1000, batch_size=12, lr=[1e-3]))):
         expected = both | own | dict(zip(("qk_alpha", "qk_beta", "vp_alpha", "vp_beta"), strengths))
         assert {name: found[name] for name in expected} == expected
 
