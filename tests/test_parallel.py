@@ -144,14 +144,16 @@ options.script(train_vit.main, train_vit.PARSER)
 def test_a_job_that_was_stopped_goes_on_to_the_same_figures(number):
     """From the last evaluation on, to the last bit: the sum of two processes' gradients has one order."""
     words = [*SHORT["vit"], "--init", "mimetic"]
-    assert torchrun(str(ROOT / "train_vit.py"), *words).returncode == 0
+    done = torchrun(str(ROOT / "train_vit.py"), *words)
+    assert done.returncode == 0, done.stderr
     assert os.listdir("runs") == ["vit-digits"]                      # which the first process chose for both
     Path("deadly.py").write_text(DEADLY)
     assert torchrun("deadly.py", str(ROOT), str(int(number)), *words, "--out", "broken").returncode == 1
     assert results("broken")["runs"] == []
     assert torch.load("broken/mimetic-seed0-lr0.002.pt", weights_only=True)["step"] == 9
     done = torchrun(str(ROOT / "train_vit.py"), "--resume", "broken")
-    assert done.returncode == 0 and done.stdout.count("s left\n") == 8 - 3
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("s left\n") == 8 - 3
     whole, broken = (results(folder)["runs"][0] | {"seconds": 0} for folder in ("runs/vit-digits", "broken"))
     assert whole == broken
 
