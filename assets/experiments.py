@@ -51,7 +51,7 @@ EXPERIMENTS = {  # name: the command line
     "docs": f"{DOCS_GRID} mimetic",
     "docs-negative": f"{DOCS_GRID} default noise mimetic --qk-beta=-0.1",
     **{f"docs-{name}": f"{DOCS_PART} {words}" for name, words in {
-        "qk-alone": f"noise mimetic {VP_OFF}",
+        "qk-alone": f"mimetic {VP_OFF}",
         "vp-alone": f"mimetic {QK_OFF}",
         "vp-flipped": "mimetic --vp-beta=0.05",
         "ramped": "mimetic --vp-beta=-0.1 --vp-last-beta=0.1",

@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "assets")]
-from experiments import DOCS_PART, EXPERIMENTS, PART, RESULTS  # noqa: E402
+from experiments import ALPHAS, BETAS, DOCS_PART, EXPERIMENTS, PART, RESULTS  # noqa: E402
 from mimetic_min import figures, report  # noqa: E402
 
 CONTROLS, THREE = ("default", "noise"), ("default", "noise", "mimetic")
@@ -108,7 +108,7 @@ def steps_to_default(name):
     return markdown(["", *curves], ["steps", *reached])
 
 
-SIZES = (200, 100)
+SIZES = (500, 200, 100)
 
 
 def fewer():
@@ -121,13 +121,14 @@ def less_data():
 
 def answers():
     return of_settings({
-        "digits, 1,000 images": runs("digits"), **fewer(), "Python reference": docs()})
+        "digits, 1,000 images": runs("digits"), **fewer(), "CIFAR-10, 5,000 images": runs("cifar10"),
+        "Python reference": docs(), "Tiny Shakespeare": runs("shakespeare")})
 
 
-def variant(name, what, init="mimetic", **chosen):
-    """The runs of an experiment with one init, which is called by what it is and the options that make it so."""
+def variant(name, what, **chosen):
+    """The mimetic runs of an experiment, which are called by what they are and the options that make them so."""
     words = EXPERIMENTS[name].split("mimetic")[1].strip()
-    return runs(name, f"{what}, `{words}`", init=[init], **chosen)
+    return runs(name, f"{what}, `{words}`", init=["mimetic"], **chosen)
 
 
 def parts():
@@ -145,8 +146,23 @@ def docs_parts():
     same = dict(lr=[4e-3], seed=[3, 4, 5])
     return f"    python {DOCS_PART} mimetic ...\n\n" + of_inits(
         docs(**same),
+        variant("docs-qk-alone", "query-key alone"),
         variant("docs-vp-alone", "value-projection alone"),
-        variant("docs-negative", "query-key flipped", **same))
+        variant("docs-negative", "query-key flipped", **same),
+        variant("docs-vp-flipped", "value-projection flipped"),
+        variant("docs-ramped", "value-projection from negative to positive"),
+        variant("docs-paper", "the paper's signs"),
+        variant("docs-vision", "vision's strengths"))
+
+
+def positions():
+    return command("learned") + of_settings({
+        "sincos": runs("digits", init=THREE, lr=[2e-3, 4e-3]), "learned": runs("learned")})
+
+
+def docs_positions():
+    return command("docs-sincos") + of_settings({
+        "learned": docs(lr=[4e-3], seed=[3, 4, 5]), "sincos": runs("docs-sincos")})
 
 
 TABLES = {
@@ -160,8 +176,12 @@ TABLES = {
     "digits-rates": lambda: by_rate(runs("digits", init=THREE)),
     "parts": parts,
     "less-data": less_data,
+    "positions": positions,
+    "cifar10": lambda: command("cifar10") + of_inits(runs("cifar10")),
     "docs": lambda: command("docs-negative") + command("docs") + by_rate(docs()),
+    "shakespeare": lambda: command("shakespeare") + by_rate(runs("shakespeare")),
     "docs-parts": docs_parts,
+    "docs-positions": docs_positions,
 }
 
 
@@ -170,7 +190,8 @@ TABLES = {
 def rates():
     """{title: {init: [(rate, mean, deviation)]}} of each experiment with a grid of rates."""
     found = {}
-    for title, every in (("digits", runs("digits")), ("Python reference", docs())):
+    for title, every in (("digits", runs("digits")), ("Python reference", docs()),
+                         ("Tiny Shakespeare", runs("shakespeare"))):
         _, unit, factor, _, _ = report.METRICS[metric := report.metric_of(every[0]["final"])]
         values = {}
         for run in every:
@@ -194,10 +215,36 @@ def draw_rates(found):
     return picture
 
 
+def strengths():
+    """{product: [[accuracy, %, mean over the seeds] for each alpha] for each beta}."""
+    def accuracy(name):
+        return 100 * statistics.mean(run["final"]["accuracy"] for run in runs(name))
+    return {product: [[accuracy(f"strength/{product}{alpha}{beta:+}") for alpha in ALPHAS] for beta in BETAS]
+            for product in ("qk", "vp")}
+
+
+def draw_strengths(found):
+    picture = figures.new_figure(9, 4)
+    low, high = (choice(value for grid in found.values() for row in grid for value in row) for choice in (min, max))
+    for (product, grid), axis in zip(found.items(), picture.subplots(1, 2)):
+        image = axis.imshow(grid, cmap="cividis", vmin=low, vmax=high, origin="lower")
+        for y, row in enumerate(grid):
+            for x, value in enumerate(row):
+                color = "w" if value < (low + high) / 2 else "k"
+                axis.text(x, y, f"{value:.1f}", ha="center", va="center", color=color)
+        axis.set(title={"qk": "query-key", "vp": "value-projection"}[product], xlabel="alpha, the noise",
+                 ylabel="beta, the diagonal", xticks=range(len(ALPHAS)), xticklabels=ALPHAS,
+                 yticks=range(len(BETAS)), yticklabels=BETAS)
+    picture.colorbar(image, label="accuracy, %")
+    return picture
+
+
 def kept():
     """{network: {"init, product, when": the diagonal's mean in each layer}}, means over the seeds."""
     return {"digits": diagonals(2e-3, default="digits", mimetic="digits"),         # at the rate of each command
-            "Python reference": diagonals(1e-3, default="docs-negative", mimetic="docs")}
+            "CIFAR-10": diagonals(1e-3, default="cifar10", mimetic="cifar10"),
+            "Python reference": diagonals(1e-3, default="docs-negative", mimetic="docs"),
+            "Shakespeare": diagonals(1e-3, default="shakespeare", mimetic="shakespeare")}
 
 
 def draw_kept(found):
@@ -219,6 +266,7 @@ def draw_kept(found):
 PICTURES = {  # name: (what is drawn, how)
     "curves.png": (lambda: runs("digits", init=THREE, lr=[2e-3], seed=[0, 1, 2]), figures.curves),
     "rates.png": (rates, draw_rates),
+    "strength.png": (strengths, draw_strengths),
     "diagonals.png": (kept, draw_kept),
 }
 
