@@ -26,6 +26,8 @@ ALL = "--init default noise mimetic"
 TEN = "--seed 0 1 2 3 4 5 6 7 8 9"                # five choose the rate, five are reported
 FIVE = "--seed 0 1 2 3 4"
 PART = f"train_vit.py --lr 2e-3 4e-3 {TEN} --init mimetic"
+CIFAR = "train_vit.py --data cifar10 --limit 5000 --epochs 10 --patch-size 4 --dim 96 --depth 6 --heads 3 --lr 1e-3 " \
+        "--seed 0 1 2"
 DOCS_PART = "train_lm.py --lr 4e-3 --seed 3 4 5 --init"
 QK_OFF, VP_OFF = "--qk-alpha off --qk-beta off", "--vp-alpha off --vp-beta off"
 FLIPPED_QK, FLIPPED_VP = "--qk-beta=-0.7", "--vp-beta=0.4"
@@ -46,8 +48,8 @@ EXPERIMENTS = {  # name: the command line
     **{f"strength/{product}{alpha}{beta:+}":
        f"train_vit.py --init mimetic --{product}-alpha={alpha} --{product}-beta={beta} --seed 0 1"
        for product in ("qk", "vp") for alpha in ALPHAS for beta in BETAS},
-    "cifar10": "train_vit.py --data cifar10 --limit 5000 --epochs 10 --patch-size 4 --dim 96 --depth 6 --heads 3 "
-               f"--lr 1e-3 --seed 0 1 2 {ALL}",
+    "cifar10": f"{CIFAR} {ALL}",
+    "cifar10-transposed": f"{CIFAR} --init mimetic",
     "docs": f"{DOCS_GRID} mimetic",
     "docs-negative": f"{DOCS_GRID} default noise mimetic --qk-beta=-0.1",
     **{f"docs-{name}": f"{DOCS_PART} {words}" for name, words in {
@@ -71,7 +73,8 @@ def set_transposed(self, *strengths):
         W.copy_(W.T.clone())
 
 
-CHANGES = {"transposed": patch.object(vit.Attention, "mimetic_init_", set_transposed)}
+TRANSPOSED = patch.object(vit.Attention, "mimetic_init_", set_transposed)
+CHANGES = {"transposed": TRANSPOSED, "cifar10-transposed": TRANSPOSED}
 
 
 def run(name):
