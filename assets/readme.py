@@ -17,6 +17,7 @@ from experiments import ALPHAS, BETAS, DOCS_PART, EXPERIMENTS, PART, RESULTS  # 
 from mimetic_min import figures, report  # noqa: E402
 
 CONTROLS, THREE = ("default", "noise"), ("default", "noise", "mimetic")
+TRANSPOSED = "`W_V` and `W_proj` transposed"
 
 
 # ---- what is read
@@ -139,7 +140,7 @@ def parts():
         variant("both-flipped", "both flipped"),
         variant("qk-alone-flipped", "query-key alone, flipped"),
         variant("vp-alone-flipped", "value-projection alone, flipped"),
-        runs("transposed", "`W_V` and `W_proj` transposed"))
+        runs("transposed", TRANSPOSED))
 
 
 def docs_parts():
@@ -177,7 +178,8 @@ TABLES = {
     "parts": parts,
     "less-data": less_data,
     "positions": positions,
-    "cifar10": lambda: command("cifar10") + of_inits(runs("cifar10")),
+    "cifar10": lambda: command("cifar10") + of_inits(
+        runs("cifar10"), runs("cifar10-transposed", TRANSPOSED)),
     "docs": lambda: command("docs-negative") + command("docs") + by_rate(docs()),
     "shakespeare": lambda: command("shakespeare") + by_rate(runs("shakespeare")),
     "docs-parts": docs_parts,
