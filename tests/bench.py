@@ -1,13 +1,19 @@
-"""How fast is it, against the models that people would take instead? Ratios, measured side by side in one process.
+"""How fast is it, against the models that people would take instead?
 
-    git clone https://github.com/karpathy/nanoGPT .peers/nanoGPT              the two peers, without which
-    git clone https://github.com/lucidrains/vit-pytorch .peers/vit-pytorch    the comparisons with them are left out
-    python -m pip install einops                                              vit-pytorch needs it
-    python tests/bench.py                                                     five minutes on two cores
+    git clone https://github.com/karpathy/nanoGPT .peers/nanoGPT
+    git clone https://github.com/lucidrains/vit-pytorch .peers/vit-pytorch
+    python -m pip install einops
+    python tests/bench.py
 
-A ratio is the peer's time by ours, so 1.02 means 2% faster: the median of all pairs, and in brackets its quartiles. The
-two take turns, and the one that begins changes. Not a test: what it prints depends on the machine.
+The two repositories and einops are for the comparison with nanoGPT and SimpleViT. Without them the
+rest is measured. It takes about five minutes on two cores.
+
+A ratio is the other's time divided by ours: 1.02 means that ours is 2% faster. It is the median
+over pairs of steps that take turns in one process; the quartiles stand in brackets. Beside each
+step stands the time of its matrix products without anything else, measured with the same sizes: no
+step can take less. This is not a test, since its figures depend on the machine.
 """
+
 import contextlib
 import importlib
 import importlib.util
@@ -21,41 +27,49 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from types import SimpleNamespace
+
+# torch's profiler would say when it begins and ends.
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")   # torch's profiler says when it begins and ends
-BEGUN = time.perf_counter()
-import torch  # noqa: E402
-import torch._dynamo  # noqa: E402  which the first optimiser would import
-import torch.nn.functional as F  # noqa: E402
-
-TORCH_IMPORT = time.perf_counter() - BEGUN
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-from mimetic_min.gpt import GPT, GPTConfig  # noqa: E402
-from mimetic_min.training import adamw, precision  # noqa: E402
-from mimetic_min.vit import Attention, ViT, ViTConfig  # noqa: E402
 
-RECIPE = SimpleNamespace(betas=(0.9, 0.99), weight_decay=0.1)
-PEERS = {"nanoGPT": (".peers/nanoGPT/model.py", "karpathy/nanoGPT"),
-         "SimpleViT": (".peers/vit-pytorch/vit_pytorch/simple_vit.py", "lucidrains/vit-pytorch")}
+import train_lm
+import train_vit
+from mimetic_min import GPT, GPTConfig, ViT, ViTConfig
+from mimetic_min.vit import Attention
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+PEERS = {
+    "nanoGPT": ".peers/nanoGPT/model.py",
+    "SimpleViT": ".peers/vit-pytorch/vit_pytorch/simple_vit.py",
+}
 
 
-def peer(name):
-    """The module of a peer, or None, with a line that says how to get it."""
-    path, repository = PEERS[name]
+def load_peer(name):
+    """The module of a peer, or None, with a line that says what is missing."""
+    path = ROOT / PEERS[name]
+    if not path.exists():
+        print(f"{name} is left out: {PEERS[name]} is missing")
+        return None
     try:
-        spec = importlib.util.spec_from_file_location(name, ROOT / path)
-        module = sys.modules[name] = importlib.util.module_from_spec(spec)  # where its dataclass looks for itself
+        spec = importlib.util.spec_from_file_location(name, path)
+        module = importlib.util.module_from_spec(spec)
+        # Its dataclass looks for itself there.
+        sys.modules[name] = module
         spec.loader.exec_module(module)
         return module
-    except FileNotFoundError:
-        print(f"{name} is not here: git clone https://github.com/{repository} {Path(*Path(path).parts[:2])}")
     except ImportError as error:
-        print(f"{name} needs a package: python -m pip install {error.name}")
+        print(f"{name} is left out: it needs the package {error.name}")
+        return None
+
+
+# ---------------------------------------------------------------------------------------------
+# Time and memory
 
 
 def now():
@@ -64,187 +78,316 @@ def now():
     return time.perf_counter()
 
 
-def pairs(ours, theirs, count, pause=0.0):
-    """Times of `count` calls of both, in turns: (ratios, seconds of ours, seconds of theirs).
+def seconds(call):
+    start = now()
+    call()
+    return now() - start
 
-    A `pause` before each lets the threads of the other one's library fall asleep: they wait for work busily at first.
+
+def time_turns(calls, count, pause=0.0):
+    """Seconds of `count` calls of each function, one list per function. They take turns.
+
+    A `pause` before each call lets the threads of another library fall asleep.
     """
-    times = {ours: [], theirs: []}
+    times = [[] for _ in calls]
     for n in range(count):
-        for call in (ours, theirs) if n % 2 else (theirs, ours):
+        order = list(range(len(calls)))
+        if n % 2 == 0:
+            order.reverse()
+        for i in order:
             time.sleep(pause)
-            start = now()
-            call()
-            times[call].append(now() - start)
-    return [b / a for a, b in zip(times[ours], times[theirs])], times[ours], times[theirs]
+            times[i].append(seconds(calls[i]))
+    return times
 
 
-def show(name, measured, mark, more=""):
-    ratios, ours, theirs = measured
+def show(name, our_times, their_times, target, more=""):
+    ratios = [theirs / ours for ours, theirs in zip(our_times, their_times)]
     low, median, high = statistics.quantiles(ratios, n=4)
-    print(f"{name:58} {median:5.2f} [{low:.2f}, {high:.2f}]  at least {mark}   {1000 * statistics.median(ours):.1f} ms "
-          f"against {1000 * statistics.median(theirs):.1f}, {len(ratios)} pairs{more}", flush=True)
+    ours = 1000 * statistics.median(our_times)
+    theirs = 1000 * statistics.median(their_times)
+    print(
+        f"{name:52} {median:.2f} [{low:.2f}, {high:.2f}]  wanted: {target}"
+        f"   {ours:.1f} ms against {theirs:.1f} ms{more}",
+        flush=True,
+    )
 
 
-# 1. One training step
-
-
-def step_of(model, loss, optimizer):
-    """A function that takes one step: forward, backward and optimiser."""
-    def step():
-        optimizer.zero_grad()
-        with precision(DEVICE):
-            value = loss(model)
-        value.backward()
-        optimizer.step()
-    return step
-
-
-def peak(step):
-    """The most bytes that one step needs beside the weights and what the optimiser keeps."""
+def peak_memory(step):
+    """The most bytes that one step needs, beside the weights and the optimizer's state."""
     if DEVICE == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         step()
         return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         step()
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
         profile.export_chrome_trace(file.name)
-        events = [event for event in json.load(open(file.name))["traceEvents"] if event["name"] == "[memory]"]
-    return max(np.cumsum([event["args"]["Bytes"] for event in sorted(events, key=lambda event: event["ts"])]))
+        events = json.loads(Path(file.name).read_text())["traceEvents"]
+    allocations = [event for event in events if event["name"] == "[memory]"]
+    allocations.sort(key=lambda event: event["ts"])
+    return max(np.cumsum([event["args"]["Bytes"] for event in allocations]))
 
 
-def compare(name, ours, theirs, count):
-    for step in 3 * (ours, theirs):
-        step()
-    memory = peak(ours) / peak(theirs)
-    show(name, pairs(ours, theirs, count), 1, f"; peak memory {memory:.2f}, at most 1")
+# ---------------------------------------------------------------------------------------------
+# One training step
 
 
-def gpt_steps(nanogpt, dim, depth, heads, context, batch, compiled):
-    """Steps of this GPT and of nanoGPT's at the same sizes, each with the AdamW of its own project."""
-    model = GPT(GPTConfig(context=context, dim=dim, depth=depth, heads=heads)).to(DEVICE)
+def autocast():
+    return torch.autocast(DEVICE, torch.bfloat16, enabled=DEVICE == "cuda")
+
+
+def make_step(model, loss_of, optimizer):
+    """A function that takes one training step."""
+
+    def step():
+        with autocast():
+            loss = loss_of(model)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def make_products(dim, depth, heads, tokens, batch, outer):
+    """A function that computes the matrix products of a step and nothing else.
+
+    Each product of the forward pass, X W, comes with the two of its backward pass, for the
+    gradients of X and of W. `outer` are the (rows, columns, inner) of the products outside the
+    blocks.
+    """
+    rows = batch * tokens
+    head_dim = dim // heads
+    sizes = [*outer]
+    for _ in range(depth):
+        sizes += 4 * [(rows, dim, dim)]  # W_Q, W_K, W_V, W_proj
+        sizes += [(rows, 4 * dim, dim), (rows, dim, 4 * dim)]  # the MLP
+    dtype = torch.bfloat16 if DEVICE == "cuda" else torch.float32
+    operands = []
+    for n, m, k in sizes:
+        X = torch.randn(n, k, device=DEVICE, dtype=dtype)
+        W = torch.randn(k, m, device=DEVICE, dtype=dtype)
+        Y = torch.randn(n, m, device=DEVICE, dtype=dtype)
+        operands.append((X, W, Y))
+    q = torch.randn(batch * heads, tokens, head_dim, device=DEVICE, dtype=dtype)
+    attention = torch.randn(batch * heads, tokens, tokens, device=DEVICE, dtype=dtype)
+
+    def products():
+        for X, W, Y in operands:
+            X @ W
+            Y @ W.T
+            X.T @ Y
+        for _ in range(depth):
+            for _ in range(3):  # forward, and the gradients of both factors
+                q @ q.mT
+                attention @ q
+
+    return products
+
+
+def compare(name, ours, theirs, products, count):
+    for _ in range(3):
+        ours()
+        theirs()
+        products()
+    memory = peak_memory(ours) / peak_memory(theirs)
+    our_times, their_times, product_times = time_turns([ours, theirs, products], count)
+    share = statistics.median(product_times) / statistics.median(our_times)
+    more = f"; matrix products {share:.0%} of ours; peak memory {memory:.2f} of theirs"
+    show(name, our_times, their_times, "1", more)
+
+
+def compare_vit(name, simple_vit, config, batch, count, compiled):
+    """A step of this ViT against one of SimpleViT of the same sizes."""
+    model = ViT(config).to(DEVICE)
+    peer = simple_vit.SimpleViT(
+        image_size=config.image_size,
+        patch_size=config.patch_size,
+        num_classes=config.classes,
+        dim=config.dim,
+        depth=config.depth,
+        heads=config.heads,
+        mlp_dim=4 * config.dim,
+        channels=config.channels,
+        dim_head=config.dim // config.heads,
+    ).to(DEVICE)
+    images = torch.randn(batch, config.channels, config.image_size, config.image_size).to(DEVICE)
+    labels = torch.randint(config.classes, (batch,), device=DEVICE)
+
+    def loss_of(model):
+        return F.cross_entropy(model(images), labels)
+
+    # SimpleViT brings no optimizer. It gets PyTorch's AdamW as it is.
+    peer_optimizer = torch.optim.AdamW(peer.parameters(), weight_decay=0.05)
+    wrap = torch.compile if compiled else lambda model: model
+    ours = make_step(wrap(model), loss_of, train_vit.make_optimizer(model))
+    theirs = make_step(wrap(peer), loss_of, peer_optimizer)
+    tokens = (config.image_size // config.patch_size) ** 2
+    pixels = config.channels * config.patch_size**2
+    outer = [(batch * tokens, config.dim, pixels), (batch, config.classes, config.dim)]
+    products = make_products(config.dim, config.depth, config.heads, tokens, batch, outer)
+    compare(f"{name}, against SimpleViT", ours, theirs, products, count)
+
+
+def compare_gpt(name, nanogpt, config, batch, count, compiled):
+    """A step of this GPT against one of nanoGPT's of the same sizes, each with its own AdamW."""
+    model = GPT(config).to(DEVICE)
+    peer_config = nanogpt.GPTConfig(
+        block_size=config.context,
+        vocab_size=config.vocab_size,
+        n_layer=config.depth,
+        n_head=config.heads,
+        n_embd=config.dim,
+        bias=False,
+    )
     with contextlib.redirect_stdout(io.StringIO()):
-        theirs = nanogpt.GPT(nanogpt.GPTConfig(block_size=context, vocab_size=256, n_layer=depth, n_head=heads,
-                                               n_embd=dim, bias=False)).to(DEVICE)
-        optimizer = theirs.configure_optimizers(0.1, 1e-3, (0.9, 0.99), DEVICE)
-    tokens = torch.randint(256, (batch, context + 1), device=DEVICE)
-    x, y = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+        peer = nanogpt.GPT(peer_config).to(DEVICE)
+        peer_optimizer = peer.configure_optimizers(0.1, 1e-3, (0.9, 0.99), DEVICE)
+    tokens = torch.randint(config.vocab_size, (batch, config.context + 1), device=DEVICE)
+    inputs = tokens[:, :-1].contiguous()
+    targets = tokens[:, 1:].contiguous()
+
+    def our_loss(model):
+        return train_lm.cross_entropy(model(inputs), targets)
+
+    def their_loss(model):
+        return model(inputs, targets)[1]
+
     wrap = torch.compile if compiled else lambda model: model
-    loss = lambda model: F.cross_entropy(model(x).flatten(0, 1), y.flatten())  # noqa: E731
-    return (step_of(wrap(model), loss, adamw(model, RECIPE)),
-            step_of(wrap(theirs), lambda model: model(x, y)[1], optimizer))
+    ours = make_step(wrap(model), our_loss, train_lm.make_optimizer(model))
+    theirs = make_step(wrap(peer), their_loss, peer_optimizer)
+    rows = batch * config.context
+    outer = [(rows, config.vocab_size, config.dim)]
+    products = make_products(config.dim, config.depth, config.heads, config.context, batch, outer)
+    compare(f"{name}, against nanoGPT", ours, theirs, products, count)
 
 
-def vit_steps(simple_vit, dim, depth, heads, patch, size, channels, batch, compiled):
-    """Steps of this ViT and of SimpleViT at the same sizes, which brings no optimiser and has torch's as it comes."""
-    model = ViT(ViTConfig(size, patch, channels, 10, dim, depth, heads)).to(DEVICE)
-    theirs = simple_vit.SimpleViT(image_size=size, patch_size=patch, num_classes=10, dim=dim, depth=depth, heads=heads,
-                                  mlp_dim=4 * dim, channels=channels, dim_head=dim // heads).to(DEVICE)
-    images, labels = torch.randn(batch, channels, size, size, device=DEVICE), torch.randint(10, (batch,), device=DEVICE)
-    wrap = torch.compile if compiled else lambda model: model
-    optimizer = torch.optim.AdamW(theirs.parameters(), betas=RECIPE.betas, weight_decay=RECIPE.weight_decay)
-    return [step_of(wrap(m), lambda model: F.cross_entropy(model(images), labels), o)
-            for m, o in ((model, adamw(model, RECIPE)), (theirs, optimizer))]
+def compare_steps():
+    simple_vit = load_peer("SimpleViT")
+    nanogpt = load_peer("nanoGPT")
+    if DEVICE == "cuda":
+        vits = [
+            ("ViT-Tiny, patch 2 on 32x32, batch 512", ViTConfig(32, 2, 3, 10, 192, 12, 3), 512, 21)
+        ]
+        gpts = [("GPT, dim 384, context 256, batch 64", GPTConfig(256, 256, 384, 6, 6), 64, 41)]
+    else:
+        vits = [
+            ("ViT of train_vit.py", ViTConfig(image_size=12), 50, 101),
+            ("ViT, dim 384, 6 layers", ViTConfig(dim=384, depth=6, heads=6), 50, 41),
+        ]
+        gpts = [
+            ("GPT of train_lm.py", GPTConfig(), 12, 101),
+            ("GPT, dim 384, 6 layers", GPTConfig(dim=384, depth=6, heads=6), 12, 41),
+        ]
+    for compiled in [False, True] if DEVICE == "cuda" else [False]:
+        how = ", compiled" if compiled else ""
+        for name, config, batch, count in vits if simple_vit else []:
+            compare_vit(name + how, simple_vit, config, batch, count, compiled)
+        for name, config, batch, count in gpts if nanogpt else []:
+            compare_gpt(name + how, nanogpt, config, batch, count, compiled)
 
 
-def steps(simple_vit, nanogpt):
-    for compiled in (False, True) if DEVICE == "cuda" else (False,):
-        how = ", --compile" if compiled else ""
-        if DEVICE == "cuda":
-            vits = [("ViT-Tiny, patch 2, 32x32, batch 512", (192, 12, 3, 2, 32, 3, 512), 21)]
-            gpts = [("GPT d 384, 6 layers, context 256, batch 64", (384, 6, 6, 256, 64), 41)]
-        else:
-            vits = [("ViT of train_vit.py", (64, 4, 4, 2, 8, 1, 50), 201),
-                    ("ViT d 384, 6 layers", (384, 6, 6, 2, 8, 1, 50), 41)]
-            gpts = [("GPT of train_lm.py", (128, 4, 4, 64, 12), 101),
-                    ("GPT d 384, 6 layers", (384, 6, 6, 64, 12), 41)]
-        for name, sizes, count in vits if simple_vit else ():
-            compare(f"{name}{how}, against SimpleViT", *vit_steps(simple_vit, *sizes, compiled), count)
-        for name, sizes, count in gpts if nanogpt else ():
-            compare(f"{name}{how}, against nanoGPT", *gpt_steps(nanogpt, *sizes, compiled), count)
+# ---------------------------------------------------------------------------------------------
+# The initialiser
 
 
-# 2. The whole of a script
+def compare_initialiser():
+    """A layer of ViT-Base, against the formulas of the paper as a loop over numpy.linalg.svd."""
+    dim = 768
+    heads = 12
+    head_dim = dim // heads
+    attention = Attention(dim, heads)
 
+    def numpy_factors(alpha, beta, rank):
+        Z = np.random.randn(dim, dim) / np.sqrt(dim)
+        U, S, Vt = np.linalg.svd(alpha * Z + beta * np.eye(dim))
+        root = np.diag(np.sqrt(S[:rank]))
+        return U[:, :rank] @ root, root @ Vt[:rank]
 
-def script(name):
-    """Run a script without options in this process, and print what share of it the training steps have."""
-    busy, first, depth = 0.0, None, 0
-
-    def timed(function, counts=lambda self: True):
-        def call(self, *args, **kwargs):
-            nonlocal busy, first, depth
-            if depth or not counts(self):
-                return function(self, *args, **kwargs)
-            depth, begun = 1, time.perf_counter()
-            first = first or begun
-            try:
-                return function(self, *args, **kwargs)
-            finally:
-                busy, depth = busy + time.perf_counter() - begun, 0
-        return call
-
-    for model in (ViT, GPT):                      # forward, the loss, backward, clipping and AdamW
-        model.__call__ = timed(model.__call__, lambda model: model.training)
-    F.cross_entropy = timed(F.cross_entropy, lambda logits: logits.requires_grad)
-    torch.Tensor.backward = timed(torch.Tensor.backward)
-    torch.nn.utils.clip_grad_norm_ = timed(torch.nn.utils.clip_grad_norm_)
-    torch.optim.AdamW.step = timed(torch.optim.AdamW.step)
-    torch.optim.AdamW.zero_grad = timed(torch.optim.AdamW.zero_grad)
-    begun = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        importlib.import_module(name).main(["--out", folder])
-    wall = time.perf_counter() - begun
-    print(f"{name}.py: {busy / wall:.1%} of {wall:.0f} s in forward, backward and optimiser, at least 90%; the first "
-          f"step after {first - begun:.2f} s, at most 1; importing torch, {TORCH_IMPORT:.1f} s, aside", flush=True)
-
-
-# 3. The initialiser
-
-
-def initialiser():
-    """A ViT-Base, layer by layer, against the README's formulas written down as a loop over numpy.linalg.svd."""
-    dim, heads = 768, 12
-    attention = Attention(dim, heads).to(DEVICE)
-
-    def svd(alpha, beta):
-        return np.linalg.svd(alpha * np.random.randn(dim, dim) / np.sqrt(dim) + beta * np.eye(dim))
-
-    def loop():
-        k = dim // heads
-        for head in range(heads):
-            U, S, Vt = svd(0.7, 0.7)
-            U[:, :k] @ np.diag(np.sqrt(S[:k])), Vt[:k].T @ np.diag(np.sqrt(S[:k]))
-        U, S, Vt = svd(0.4, -0.4)
-        U @ np.diag(np.sqrt(S)), np.diag(np.sqrt(S)) @ Vt
+    def theirs():
+        for _ in range(heads):
+            numpy_factors(0.7, 0.7, head_dim)
+        numpy_factors(0.4, -0.4, dim)
 
     def ours():
         attention.mimetic_init_(0.7, 0.7, 0.4, -0.4)
 
     ours()
-    show("initialiser, a layer of ViT-Base, against numpy.linalg.svd", pairs(ours, loop, 12, pause=0.3), 2)
+    times = time_turns([ours, theirs], 8, pause=0.3)
+    show("initialiser, a layer of ViT-Base, against NumPy", *times, "1.8")
+
+
+# ---------------------------------------------------------------------------------------------
+# A whole script
+
+
+def time_script(name):
+    """Run a script without options, and print which share of its time the training steps have."""
+    busy = 0.0
+    inside = False
+
+    def timed(function, counts=lambda *args: True):
+        def call(*args, **kwargs):
+            nonlocal busy, inside
+            if inside or not counts(*args):
+                return function(*args, **kwargs)
+            inside = True
+            start = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                busy += time.perf_counter() - start
+                inside = False
+
+        return call
+
+    # Forward, loss, backward, clipping and AdamW; not the evaluations, which have no gradient.
+    for model in (ViT, GPT):
+        model.__call__ = timed(model.__call__, lambda *args: torch.is_grad_enabled())
+    F.cross_entropy = timed(F.cross_entropy, lambda *args: torch.is_grad_enabled())
+    torch.Tensor.backward = timed(torch.Tensor.backward)
+    torch.nn.utils.clip_grad_norm_ = timed(torch.nn.utils.clip_grad_norm_)
+    torch.optim.AdamW.step = timed(torch.optim.AdamW.step)
+    torch.optim.AdamW.zero_grad = timed(torch.optim.AdamW.zero_grad)
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        importlib.import_module(name).main(["--out", folder])
+    wall = time.perf_counter() - start
+    print(
+        f"{name}.py: {busy / wall:.1%} of {wall:.0f} s is training steps  wanted: 90%", flush=True
+    )
 
 
 def machine():
-    """What the figures are of."""
+    """What the figures were measured on."""
     if DEVICE == "cuda":
         return torch.cuda.get_device_name()
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(": ")[1] for line in lines if line.startswith("model name"))
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(": ")[1]
     return platform.processor()
 
 
+PARTS = {
+    "steps": compare_steps,
+    "initialiser": compare_initialiser,
+    "train_vit": lambda: time_script("train_vit"),
+    "train_lm": lambda: time_script("train_lm"),
+}
+
 if __name__ == "__main__":
-    if sys.argv[1:] == ["initialiser"]:           # in a process of its own, as new as a user's
-        initialiser()
-    elif sys.argv[1:]:
-        script(sys.argv[1])
+    if len(sys.argv) == 1:
+        print(
+            f"{machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}", flush=True
+        )
+        # Each part has a process of its own, as new as a user's.
+        for part in PARTS:
+            subprocess.run([sys.executable, __file__, part], check=True)
+    elif sys.argv[1] in PARTS:
+        PARTS[sys.argv[1]]()
     else:
-        print(f"{machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}", flush=True)
-        steps(peer("SimpleViT"), peer("nanoGPT"))
-        for name in ("initialiser", "train_vit", "train_lm"):
-            subprocess.run([sys.executable, __file__, name], check=True)
+        sys.exit(f"bench.py: the parts are {', '.join(PARTS)}, but this is {sys.argv[1]}")

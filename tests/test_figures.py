@@ -1,21 +1,14 @@
-"""The pictures: what is in them against NumPy, where they are written, and what happens without matplotlib."""
-import ast
-import os
-import shutil
-import subprocess
+"""The pictures: what is drawn is what was given, and a reader can read it."""
+
+import importlib.util
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-import train_vit
-from mimetic_min import data, figures, options, training, vit
-from test_faults import TINY
-from test_training import MAIN, ROOT, both_scripts, results, script
-
-NAMES = ["attention.png", "curves.png", "diagonals.png", "query-key.png", "value-projection.png"]
+from mimetic_min import GPT, ViT, gpt, vit
+from mimetic_min.lab import figures
 
 
 @pytest.fixture
@@ -23,245 +16,516 @@ def matplotlib():
     return pytest.importorskip("matplotlib")
 
 
-def pictures(folder):
-    return sorted(path.name for path in Path(folder).glob("*.png"))
-
-
-def drawn(picture):
-    """[(title, matrix, least, most)] of the panels, in the order of reading."""
-    axes = [axis for axis in picture.axes if axis.images]
-    return [(axis.get_title(), np.asarray(axis.images[0].get_array().filled(np.nan)), *axis.images[0].get_clim())
-            for axis in axes]
-
-
-# ---- without matplotlib
-
-@both_scripts
-def test_without_matplotlib_plot_is_one_line_before_anything_is_trained(task, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    right = "^matplotlib is None: it must be installed for pictures: python -m pip install matplotlib$"
-    with pytest.raises(ValueError, match=right):
-        MAIN[task]([*TINY[task], "--plot"])
-    assert os.listdir() == []
-    MAIN[task]([*TINY[task], "--out", "run"])                        # and all else works
-    for path in ("run", next(Path("run").glob("*.pt"))):
-        with pytest.raises(ValueError, match=right):
-            figures.main([str(path)])
-
-
-def test_matplotlib_is_imported_in_figures_alone_and_only_for_a_picture():
-    for path in [*ROOT.glob("*.py"), *ROOT.glob("mimetic_min/*.py")]:
-        nodes = ast.walk(ast.parse(path.read_text()))
-        imports = [ast.unparse(node) for node in nodes if isinstance(node, (ast.Import, ast.ImportFrom))]
-        assert any("matplotlib" in line for line in imports) == (path.name == "figures.py"), path
-    code = "import sys, train_vit, train_lm, mimetic_min.figures; sys.exit('matplotlib' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
-
-
-# ---- with it
-
-@both_scripts
-def test_plot_leaves_five_pictures_and_the_module_draws_them_again(task, matplotlib):
-    words = [*TINY[task], "--init", "default", "mimetic", "--lr", "1e-3", "2e-3", "--seed", "0", "1"]
-    MAIN[task]([*words, "--plot", "--out", "run"])
-    assert pictures("run") == NAMES
-    sizes = []
-    for name in NAMES:
-        content = Path("run", name).read_bytes()
-        assert content.startswith(b"\x89PNG")
-        sizes.append(int.from_bytes(content[16:20]))                 # the width, in the header
-        Path("run", name).unlink()
-    assert all(400 < width < 1100 for width in sizes)                # a README page shows about 900
-    done = subprocess.run([sys.executable, "-m", "mimetic_min.figures", os.path.abspath("run")], cwd=ROOT,
-                          capture_output=True, text=True)
-    assert done.returncode == 0 and pictures("run") == NAMES
-    assert sorted(Path(line).name for line in done.stdout.splitlines()) == NAMES
-
-
-@both_scripts
-def test_before_is_what_the_training_started_with_and_after_what_it_ended_with(task, monkeypatch):
-    model, starts = {"vit": train_vit.ViT, "lm": sys.modules["train_lm"].GPT}[task], []
-    forward = model.forward
-
-    def spy(self, batch):
-        if self.training and not starts:
-            starts.append({name: W.clone() for name, W in self.state_dict().items()})
-        return forward(self, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(model, "forward", spy)
-        MAIN[task]([*TINY[task], "--seed", "3", "--out", "run"])
-    state = torch.load(next(Path("run").glob("*.pt")), weights_only=True)
-    for trained, weights in ((False, starts[0]), (True, state["model"])):
-        found = figures.model_of(state, trained).state_dict()
-        assert all(torch.equal(W, weights[name]) for name, W in found.items()) and found.keys() == weights.keys()
-
-
-def test_the_products_are_those_of_numpy_with_one_symmetric_scale(matplotlib):
-    """Of 80 rows and columns the first 64 are drawn, five heads in three columns; the number is of the whole."""
+def a_vit(depth=4, mimetic=False):
     torch.manual_seed(0)
-    layers = {"one": [vit.Attention(80, 5) for _ in range(3)], "other": [vit.Attention(80, 5) for _ in range(2)]}
-    for attention in layers["other"]:
+    config = vit.ViTConfig(dim=16, depth=depth, heads=2, image_size=8)
+    model = ViT(config)
+    return model.mimetic_init_() if mimetic else model
+
+
+def attentions_of(depth, dim=16, heads=2):
+    """Attentions with weights that no other has."""
+    torch.manual_seed(1)
+    return [vit.Attention(dim, heads) for _ in range(depth)]
+
+
+def heads_of(attention, which):
+    """One product of an attention, computed by NumPy: a list of one matrix per head."""
+    W_Q, W_K, W_V, W_proj = (W.detach().numpy() for W in attention.parameters())
+    if which == "query-key":
+        return [q @ k.T for q, k in zip(W_Q, W_K)]
+    return [W_V @ W_proj]
+
+
+def a_run(init="mimetic", values=(2.0, 1.5), lr=0.1, seed=0, metric="loss", diverged=False):
+    """An entry of results.json, evaluated every 10 steps."""
+    curve = [
+        {"step": 10 * (i + 1), "train_loss": 1.0, metric: value} for i, value in enumerate(values)
+    ]
+    run = {"init": init, "lr": lr, "seed": seed, "curve": curve}
+    return run | ({"diverged": 99} if diverged else {"final": {metric: values[-1]}})
+
+
+def panels(figure):
+    """The axes that show a matrix, in the order of reading, without the scale beside them."""
+    return [axes for axes in figure.axes if axes.images and axes.get_visible()]
+
+
+def array(axes):
+    return np.asarray(axes.images[0].get_array())
+
+
+def lines_of(axes):
+    """{label: points (n, 2)} of the lines that stand in the legend."""
+    return {
+        line.get_label(): line.get_xydata()
+        for line in axes.lines
+        if not line.get_label().startswith("_")
+    }
+
+
+# ---------------------------------------------------------------------------------------------
+# Without matplotlib
+
+
+def test_without_matplotlib_one_line_says_how_to_get_it(monkeypatch):
+    for name in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)
+    # Python imports nothing under these names now. A fresh copy of the file loads all the same.
+    spec = importlib.util.spec_from_file_location("mimetic_min.lab.a_copy", figures.__file__)
+    copy = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(copy)
+    line = "^pictures need matplotlib: python -m pip install matplotlib$"
+    with pytest.raises(ValueError, match=line):
+        copy.check()
+    with pytest.raises(ValueError, match=line):
+        copy.curves([a_run()])
+
+
+def test_with_matplotlib_check_says_nothing(matplotlib):
+    assert figures.check() is None
+
+
+# ---------------------------------------------------------------------------------------------
+# Files
+
+
+def test_a_png_is_written_whole_or_not_at_all(matplotlib, tmp_path):
+    path = tmp_path / "new" / "picture.png"
+    figure = figures.new_figure(2, 1)
+    figures.save(figure, path)
+    whole = path.read_bytes()
+    assert whole.startswith(b"\x89PNG") and whole.endswith(b"IEND\xaeB`\x82")
+
+    figure.suptitle(r"$\nonsense$")  # matplotlib finds out while it draws
+    with pytest.raises(ValueError):
+        figures.save(figure, path)
+    assert path.read_bytes() == whole
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_pictures_are_written_by_the_function_that_writes_whole_files(
+    matplotlib, tmp_path, monkeypatch
+):
+    written = {}
+    monkeypatch.setattr(figures, "write", written.__setitem__)
+    figures.save(figures.new_figure(2, 1), tmp_path / "picture.png")
+    assert list(written) == [tmp_path / "picture.png"]
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---------------------------------------------------------------------------------------------
+# Matrices
+
+
+def test_matrices_are_drawn_as_they_are_with_one_scale(matplotlib):
+    """995 of 1,000 entries of a matrix lie within the scale. Of -20, ..., 20 these are those up to
+    20 - 0.005 * 40 in size or more, so the scale ends near 20, and at the same value everywhere.
+    """
+    small = np.arange(9.0).reshape(3, 3) - 4
+    large = np.linspace(-20, 20, 1600).reshape(40, 40)
+    rows = {"one": [("left", small, 0.5), ("right", large, -0.004)], "$two_$": [("left", small, 3)]}
+    figure = figures.matrices("What to look for", rows, signed=True)
+    drawn = panels(figure)
+    assert len(drawn) == 3
+    for axes, matrix in zip(drawn, (small, large, small)):
+        assert np.array_equal(array(axes), matrix)
+        lowest, highest = axes.images[0].get_clim()
+        assert lowest == -highest
+        assert 19.8 <= highest <= 20
+    assert [axes.get_title() for axes in drawn] == ["left", "right", ""]
+    assert [axes.get_ylabel() for axes in drawn] == ["one", "", "$two_$"]
+    # No minus sign before a zero.
+    assert [axes.get_xlabel() for axes in drawn] == ["+0.50", "+0.00", "+3.00"]
+    assert figure.get_suptitle() == "What to look for"
+    assert_all_text_is_inside(figure)  # and a dollar sign in a name is no formula
+
+
+def test_without_sign_white_is_zero_and_black_is_five_times_the_mean(matplotlib):
+    maps = [np.full((4, 4), 0.25), np.eye(4)]  # both have a mean of 1/4
+    rows = {"": [("even", maps[0], 0.25), ("itself", maps[1], 1.0)]}
+    for axes in panels(figures.matrices("Maps", rows, signed=False)):
+        assert axes.images[0].get_clim() == (0, 1.25)
+        assert axes.images[0].get_cmap()(0.0)[:3] == (1, 1, 1)
+
+
+def test_a_matrix_of_zeros_can_be_drawn(matplotlib):
+    rows = {"off": [("layer 1", np.zeros((4, 4)), 0.0)]}
+    (axes,) = panels(figures.matrices("Nothing", rows, signed=True))
+    assert axes.images[0].get_clim() == (-1, 1)
+
+
+@pytest.mark.parametrize("which", ["query-key", "value-projection"])
+def test_products_are_those_of_numpy(matplotlib, which):
+    """Of 80 rows and columns the first 64 are drawn. The number is the mean of all 80 diagonal
+    entries.
+    """
+    attentions = attentions_of(depth=2, dim=80, heads=5)
+    for attention in attentions:
+        # Weights of a size that two decimals can tell
         attention.mimetic_init_(0.7, 0.7, 0.4, -0.4)
-    made = figures.product_pictures(layers, "seed 0")
-    assert list(made) == ["query-key.png", "value-projection.png"]
-    for name, picture in made.items():
-        panels = drawn(picture)
-        assert len({panel[2:] for panel in panels}) == 1 and panels[0][2] == -panels[0][3] < 0
-        for i, attention in enumerate(layers["one"] + layers["other"]):
-            W_Q, W_K, W_V, W_proj = (W.detach().numpy() for W in attention.parameters())
-            heads = [q @ k.T for q, k in zip(W_Q, W_K)] if name == "query-key.png" else [W_V @ W_proj]
-            title, matrix, *_ = panels[i]
-            assert title == f"layer {i % 3 + 1}\n{np.mean([np.diag(head) for head in heads]):+.3f}"
-            for j, head in enumerate(heads):
-                row, column = 66 * (j // 3), 66 * (j % 3)
-                corner = matrix[row : row + 64, column : column + 64]
-                assert np.allclose(corner, head[:64, :64], rtol=0, atol=1e-5)          # float32 sums of 80 terms
-        assert "rows and columns 1 to 64" in picture.get_suptitle() and "diagonal" in picture.get_suptitle()
+    figure = figures.product_matrices(which, {("mimetic", "start"): attentions}, "seed 0")
+    for i, (axes, attention) in enumerate(zip(panels(figure), attentions, strict=True)):
+        mean = np.mean(heads_of(attention, which), axis=0)
+        # A sum of 80 products of float32, each below 1: an error of 80 * 6e-8 at most
+        assert np.allclose(array(axes), mean[:64, :64], rtol=0, atol=1e-5)
+        assert axes.get_title() == f"layer {i + 1}"
+        # Rounded to two decimals
+        assert abs(float(axes.get_xlabel()) - np.diag(mean).mean()) < 0.0051
+    title = " ".join(figure.get_suptitle().split())
+    for words in (which, "seed 0", "diagonal", "rows and columns 1 to 64"):
+        assert words in title
 
 
-@both_scripts
-def test_the_attention_maps_are_those_of_the_layers_inputs(task, matplotlib):
-    """Of the first, the middle and the last of 4 layers, computed block by block; rows sum to 1."""
-    MAIN[task]([*TINY[task], "--depth", "4", "--out", "run"])
-    state = torch.load(next(Path("run").glob("*.pt")), weights_only=True)
-    model, (batch, _) = figures.model_of(state), figures.example(state)
-    if task == "vit":
-        train, _, test, _ = (t.numpy() for t in data.load_images("digits", 10))
-        assert np.allclose(batch, (test[:64] - train.mean()) / train.std(), rtol=0, atol=1e-5)
-        x = model.embed(torch.nn.functional.pixel_unshuffle(batch, 2).flatten(2).mT) + model.position
+def test_some_layers_are_early_middle_and_late():
+    assert figures.some_layers(1, most=3) == [0]
+    assert figures.some_layers(2, most=3) == [0, 1]
+    assert figures.some_layers(3, most=3) == [0, 1, 2]
+    assert figures.some_layers(12, most=3) == [2, 6, 10]
+    assert figures.some_layers(30, most=3) == [5, 15, 25]
+    assert figures.some_layers(6, most=6) == [0, 1, 2, 3, 4, 5]
+
+
+# ---------------------------------------------------------------------------------------------
+# Attention maps
+
+
+def layer_inputs(model, x):
+    """What the attention of each block reads, block by block."""
+    for block in model.blocks:
+        yield block.attention, block.norm1(x)
+        x = block(x)
+
+
+@pytest.mark.parametrize("kind", ["vit", "gpt"])
+def test_attention_maps_are_those_of_what_each_layer_reads(matplotlib, kind):
+    if kind == "vit":
+        model = a_vit(mimetic=True)
+        batch = torch.randn(3, 1, 8, 8)
+        patches = torch.nn.functional.pixel_unshuffle(batch, 2).flatten(2).mT
+        x = model.embed(patches) + model.position
     else:
-        assert bytes(batch.flatten().tolist()) == data.load_text("docs", 8)[1][:128].tobytes()
-        x = model.embed(batch) + model.position
-    expected = []
+        torch.manual_seed(0)
+        model = GPT(gpt.GPTConfig(vocab_size=9, context=8, dim=16, depth=4, heads=2))
+        model.mimetic_init_()
+        batch = torch.randint(9, (3, 8))
+        x = 4 * model.embed(batch) + model.position  # 4 is the root of dim
     with torch.no_grad():
-        for block in model.blocks:
-            expected.append(block.attention.attention_map(block.norm1(x)).mean((0, 1)).numpy())
-            x = block(x)
-    found = figures.attention_maps(model, batch)
-    assert [title for title, *_ in found] == ["layer 1", "layer 3", "layer 4"]
-    for (_, matrix, number), i in zip(found, (0, 2, 3)):
-        assert np.allclose(matrix, expected[i], rtol=0, atol=1e-5) and np.allclose(matrix.sum(1), 1, rtol=0, atol=1e-5)
-        assert abs(number - np.diag(matrix).mean()) < 1e-6
+        maps = [a.attention_map(y).mean((0, 1)).numpy() for a, y in layer_inputs(model, x)]
+
+    drawn = panels(figures.attention_maps(model, batch))
+    assert [axes.get_title() for axes in drawn] == ["layer 1", "layer 3", "layer 4"]
+    for axes, i in zip(drawn, (0, 2, 3)):
+        # Numbers below 1 in float32, computed in another order
+        assert np.allclose(array(axes), maps[i], rtol=0, atol=1e-5)
+        assert axes.get_xlabel() == f"{np.diag(maps[i]).mean():.3f}"
+    # The model is as it was: no hook stays.
+    assert not any(block.norm1._forward_hooks for block in model.blocks)
 
 
-def test_curves_show_the_mean_and_the_band_over_seeds_for_each_rate(matplotlib):
-    """0.5 and 0.7 are 60 %, from 50 to 70; where a run diverged the line ends in a cross."""
-    def run(init, lr, seed, *accuracies):
-        curve = [{"step": 10 * (i + 1), "train_loss": 1.0, "accuracy": a} for i, a in enumerate(accuracies)]
-        return {"init": init, "lr": lr, "seed": seed, "curve": curve}
+def test_a_model_that_fails_keeps_no_hook():
+    model = a_vit()
+    with pytest.raises(RuntimeError):
+        figures.mean_maps(model, torch.randn(3, 2, 8, 8))
+    assert not any(block.norm1._forward_hooks for block in model.blocks)
 
-    picture = figures.curves([run("default", 0.1, 0, 0.1, 0.5), run("default", 0.1, 1, 0.3, 0.7),
-                              run("mimetic", 0.1, 0, 0.4, 0.8), run("mimetic", 0.1, 1, 0.6) | {"diverged": 12},
-                              run("default", 0.2, 0, 0.2)])
-    left, right = picture.axes
-    assert (left.get_title(), right.get_title(), left.get_ylabel()) == ("lr 0.1", "lr 0.2", "accuracy, %")
-    lines = {line.get_label(): line.get_xydata().tolist() for line in left.lines}
-    assert np.allclose(lines["default"], [[10, 20], [20, 60]]) and np.allclose(lines["mimetic"], [[10, 50]])
-    cross, = (line for line in left.lines if line.get_marker() == "x")
-    assert np.allclose(cross.get_xydata(), [[10, 50]])               # no mean of the survivors alone after that
+
+# ---------------------------------------------------------------------------------------------
+# Diagonals
+
+
+def test_diagonals_are_those_of_numpy_hollow_at_the_start_and_filled_after(matplotlib):
+    start = attentions_of(3)
+    trained = [block.attention for block in a_vit(3, mimetic=True).blocks]
+    layers = {("default", "start"): start, ("default", "trained"): trained}
+    figure = figures.diagonals("Do they grow?", layers)
+    for axes in figure.axes:
+        which = axes.get_title()
+        lines = [line for line in axes.lines if not line.get_label().startswith("_")]
+        assert [line.get_label() for line in lines] == ["default, start", "default, trained"]
+        assert [line.get_markerfacecolor() for line in lines] == ["none", "#000000"]
+        for line, attentions in zip(lines, layers.values()):
+            means = [np.mean([np.diag(P) for P in heads_of(a, which)]) for a in attentions]
+            assert np.array_equal(line.get_xdata(), [1, 2, 3])
+            # Sums of 16 products of float32, each below 1
+            assert np.allclose(line.get_ydata(), means, rtol=0, atol=1e-6)
+    assert [axes.get_title() for axes in figure.axes] == ["query-key", "value-projection"]
+
+
+def test_thirty_layers_are_all_in_the_diagonals_and_six_are_matrices(matplotlib):
+    layers = {("mimetic", "start"): attentions_of(30)}
+    for axes in figures.diagonals("", layers).axes:
+        assert len(lines_of(axes)["mimetic, start"]) == 30
+        marks = axes.get_xticks()
+        assert len(marks) <= 12
+        assert all(mark == int(mark) and 1 <= mark <= 30 for mark in marks)
+    drawn = panels(figures.product_matrices("query-key", layers))
+    assert [axes.get_title() for axes in drawn] == [f"layer {i}" for i in (3, 8, 13, 18, 23, 28)]
+
+
+def test_the_starts_differ_in_colour_and_in_dash():
+    known = "off default xavier noise simple mimetic query-key value-projection language".split()
+    assert sorted(figures.STYLES) == sorted(known)
+    styles = [*figures.STYLES.values(), figures.OTHER_STYLE]
+    assert len({color for color, _ in styles}) == len(styles)
+    assert len({dash for _, dash in styles}) == len(styles)
+
+
+# ---------------------------------------------------------------------------------------------
+# Curves
+
+
+def test_a_line_is_the_mean_over_seeds_and_its_band_goes_from_least_to_most(matplotlib):
+    """10 % and 30 % have the mean 20 %, 50 % and 70 % the mean 60 %."""
+    runs = [
+        a_run("default", (0.1, 0.5), seed=0, metric="accuracy"),
+        a_run("default", (0.3, 0.7), seed=1, metric="accuracy"),
+        a_run("default", (0.2, 0.4), lr=0.2, seed=0, metric="accuracy"),
+    ]
+    figure = figures.curves(runs)
+    left, right = figure.axes
+    assert (left.get_title(), right.get_title()) == ("learning rate 0.1", "learning rate 0.2")
+    assert left.get_ylabel() == "accuracy, %"
+    assert np.allclose(lines_of(left)["default"], [[10, 20], [20, 60]])
+    assert np.allclose(lines_of(right)["default"], [[10, 20], [20, 40]])
     band = left.collections[0].get_paths()[0].vertices
-    assert np.allclose([band[:, 1].min(), band[:, 1].max()], [10, 70])
-    assert len({line.get_linestyle() for line in left.lines if line is not cross}) == 2   # told apart without colour
+    for step, least, most in ((10, 10, 30), (20, 50, 70)):
+        heights = band[band[:, 0] == step, 1]
+        assert np.allclose([heights.min(), heights.max()], [least, most])
+    assert "0, 1" in figure.get_suptitle()
 
 
-def test_diagonals_are_those_of_numpy_before_and_after(matplotlib):
-    MAIN["vit"]([*TINY["vit"], "--depth", "3", "--init", "default", "mimetic", "--out", "run"])
-    states = {init: torch.load(f"run/{init}-seed0-lr0.002.pt", weights_only=True) for init in ("default", "mimetic")}
-    layers = {f"{init}\n{when}": [block.attention for block in figures.model_of(state, when == "trained").blocks]
-              for init, state in states.items() for when in ("before", "trained")}
-    for axis in figures.diagonals(layers, "seed 0").axes:
-        lines = {line.get_label(): line.get_xydata() for line in axis.lines if line.get_label().count(",")}
-        assert len(lines) == 4
-        for label, points in lines.items():
-            for (x, y), attention in zip(points, layers[label.replace(", ", "\n")], strict=True):
-                W_Q, W_K, W_V, W_proj = (W.detach().numpy() for W in attention.parameters())
-                heads = [W_V @ W_proj] if axis.get_title() != "query-key" else [q @ k.T for q, k in zip(W_Q, W_K)]
-                assert abs(y - np.mean([np.diag(head) for head in heads])) < 1e-6
+def test_a_line_ends_in_a_cross_where_the_first_seed_diverged(matplotlib):
+    """Beyond it, the mean would be one of the lucky seeds."""
+    runs = [
+        a_run(values=(3.0, 2.0, 1.5), seed=0),
+        a_run(values=(3.2, 2.4), seed=1, diverged=True),
+    ]
+    (axes,) = figures.curves(runs).axes
+    lines = lines_of(axes)
+    assert np.allclose(lines["mimetic"], [[10, 3.1], [20, 2.2]])
+    assert np.allclose(lines["a seed diverged"], [[20, 2.2]])
 
 
-def test_a_file_of_weights_is_drawn_alone_and_beside_a_run(matplotlib):
-    MAIN["vit"]([*TINY["vit"], "--out", "run"])
-    torch.save({f"blocks.{i}.attn.{name}": torch.randn(shape) for i in range(2)
-                for name, shape in (("qkv.weight", (384, 128)), ("proj.weight", (128, 128)))}, "vit.pth")
-    figures.main(["vit.pth"])
-    assert pictures(".") == ["vit.pth-query-key.png", "vit.pth-value-projection.png"]
-    assert [path.name for path in figures.draw("run", "vit.pth")] != [] and pictures("run") == NAMES
-    shutil.copy(next(Path("run").glob("*.pt")), "own.pt")
-    panels = figures.panels
-    seen = []
-    figures.panels = lambda title, rows, signed: seen.append(list(rows)) or panels(title, rows, signed)
-    try:
-        figures.draw("run", "own.pt")                                # a model of the same images: its maps as well
-        figures.draw("run", "vit.pth")
-    finally:
-        figures.panels = panels
-    rows = ["mimetic\nbefore", "mimetic\ntrained"]
-    assert seen == [rows + ["pretrained"]] * 3 + [rows + ["pretrained"]] * 2 + [rows]
+def test_a_start_that_diverged_before_its_first_evaluation_is_named(matplotlib):
+    runs = [a_run("default"), a_run("mimetic", seed=0), a_run("mimetic", (), seed=1, diverged=True)]
+    (axes,) = figures.curves(runs).axes
+    assert list(lines_of(axes)) == ["default"]
+    assert axes.get_title() == "learning rate 0.1\nmimetic diverged at once"
 
 
-@pytest.mark.parametrize("words, line", [
-    ("nothing", "figures.py: checkpoint is 'nothing': it must be a file of weights; it cannot be read (No such "),
-    (".", "figures.py: run is '.': it must be the folder of a run, but its results.json is missing or damaged"),
-    ("file --pretrained x", "figures.py: --pretrained is 'x': it must be left out, as there is no run beside it"),
-    ("file --heads 0", "figures.py: --heads is '0': it must be a whole number from 1"),
-    ("", "figures.py: the following arguments are required: RUN_OR_CHECKPOINT"),
-    ("file", "figures.py: checkpoint is 'file': it must be a file of weights, of PyTorch or .safetensors; it cannot"),
-])
-def test_bad_input_is_one_line_and_status_2(words, line, matplotlib):
-    Path("file").write_text("mine")
-    done = subprocess.run([sys.executable, "-m", "mimetic_min.figures", *words.split()], capture_output=True, text=True,
-                          env=os.environ | {"PYTHONPATH": str(ROOT)})
-    assert done.returncode == 2 and done.stderr.startswith(line) and done.stderr.count("\n") == 1
-    assert os.listdir() == ["file"] and done.stdout == ""
+def test_one_seed_has_a_line_and_no_cross(matplotlib):
+    figure = figures.curves([a_run(seed=7)])
+    (axes,) = figure.axes
+    assert list(lines_of(axes)) == ["mimetic"]
+    assert "Seed 7" in figure.get_suptitle()
 
 
-def test_all_inits_can_be_drawn_and_the_runs_shown_are_of_one_seed(matplotlib, monkeypatch):
-    """Seed 1 is the first that all have finished: default's seed 0 is not shown beside it. And the titles say so."""
-    monkeypatch.setattr(training, "rate", lambda step, steps, peak: np.nan if diverge.pop(step, None) else 1e-3)
-    diverge = {3: True}                                              # the first run, which is default's of seed 0
-    MAIN["vit"]([*TINY["vit"], "--init", *options.INITS, "--seed", "0", "1", "--plot", "--out", "run"])
-    assert pictures("run") == NAMES and "diverged" in results("run")["runs"][0]
-    _, which, models, _ = figures._read(Path("run"))
-    assert which == "seed 1, lr 0.002" and len(models) == 10
-    state = torch.load("run/default-seed1-lr0.002.pt", weights_only=True)
-    assert torch.equal(models["default\ntrained"].head.weight, state["model"]["head.weight"])
+def test_a_single_evaluation_is_a_point_that_can_be_seen(matplotlib):
+    (axes,) = figures.curves([a_run(values=(2.0,))]).axes
+    assert axes.lines[0].get_marker() == "."
+    lowest, highest = axes.get_ylim()
+    assert lowest < 2 < highest
 
 
-def test_of_many_layers_twelve_are_drawn_and_any_file_name_is_a_title(matplotlib):
-    torch.save({f"h.{i}.attn.{name}": torch.randn(shape) for i in range(24)
-                for name, shape in (("c_attn.weight", (64, 192)), ("c_proj.weight", (64, 64)))}, "a$b_$c.bin")
-    figures.main(["a$b_$c.bin"])
-    assert pictures(".") == ["a$b_$c.bin-query-key.png", "a$b_$c.bin-value-projection.png"]
-    picture = figures.product_pictures({"": [vit.Attention(8, 2)] * 24}, "x")["query-key.png"]
-    numbers = [int(title.split()[1]) for title, *_ in drawn(picture)]
-    assert len(numbers) == 12 and numbers == sorted(numbers) and (numbers[0], numbers[-1]) == (1, 24)
+@pytest.mark.parametrize("explosion", [6.0, 1e6, 1e30])
+def test_a_run_that_explodes_leaves_the_picture_and_the_others_fill_it(matplotlib, explosion):
+    """The others go from 2.4 to 1.4, which is at least nine tenths of the axis: its margins are a
+    twentieth each.
+    """
+    runs = [
+        a_run("default", (2.4, 2.0, 1.6)),
+        a_run("noise", (2.3, explosion, explosion)),
+        a_run("mimetic", (2.2, 1.8, 1.4)),
+    ]
+    figure = figures.curves(runs)
+    (axes,) = figure.axes
+    lowest, highest = axes.get_ylim()
+    assert lowest < 1.4 and 2.4 < highest
+    assert 2.4 - 1.4 > 0.9 * (highest - lowest)
+    assert axes.get_title() == "learning rate 0.1\nnoise leaves the picture"
+    # What is drawn is still what was given.
+    assert lines_of(axes)["noise"][1, 1] == explosion
+    assert_all_text_is_inside(figure)
 
 
-@pytest.mark.parametrize("damage, wrong", [
-    (lambda: next(Path("run").glob("*.pt")).unlink(), "mimetic-seed0-lr0.002.pt is missing or damaged"),
-    (lambda: next(Path("run").glob("*.pt")).write_bytes(b"x"), "mimetic-seed0-lr0.002.pt is missing or damaged"),
-    (lambda: torch.save({"model": {}}, next(Path("run").glob("*.pt"))), "lr0.002.pt is missing or damaged"),
-    (lambda: Path("run/results.json").write_text("{}"), "results.json is missing or damaged"),
-    (lambda: np.savez("my", **images(1)), "data are what they were, but my.npz has changed since"),
-    (lambda: os.unlink("my.npz"), "my.npz"),
-])
-def test_a_damaged_run_or_other_data_is_one_line(damage, wrong, matplotlib):
-    np.savez("my", **images(0))
-    MAIN["vit"]([*TINY["vit"], "--data", "my.npz", "--out", "run"])
-    damage()
-    with pytest.raises(ValueError) as error:
-        figures.draw("run")
-    assert wrong in str(error.value) and "\n" not in str(error.value) and pictures("run") == []
+def test_a_rate_that_is_too_high_for_all_starts_does_not_hide_the_others(matplotlib):
+    good = [a_run(init, (2.5, 1.5), lr=0.1) for init in ("default", "mimetic")]
+    bad = [a_run(init, (900.0, 1000.0), lr=0.8) for init in ("default", "mimetic")]
+    left, right = figures.curves(good + bad).axes
+    assert left.get_ylim() == right.get_ylim()
+    assert 2.5 < left.get_ylim()[1] < 3
+    assert "mimetic leaves the picture" in right.get_title()
 
 
-def images(seed):
-    pixels, labels = np.random.default_rng(seed).integers(0, 256, (20, 8, 8), dtype=np.uint8), np.arange(20) % 2
-    return dict(train_images=pixels, train_labels=labels, test_images=pixels, test_labels=labels)
+def test_ordinary_runs_stay_in_the_picture(matplotlib):
+    """A start that hardly learns is worse than the others, and belongs there."""
+    runs = [
+        a_run("off", (3.0, 2.9, 2.8)),
+        a_run("default", (2.6, 2.0, 1.7)),
+        a_run("mimetic", (2.4, 1.7, 1.4)),
+    ]
+    (axes,) = figures.curves(runs).axes
+    assert axes.get_title() == "learning rate 0.1"
+    assert axes.get_ylim()[1] > 3
 
 
-def test_a_run_that_all_diverged_has_no_pictures_and_says_so(matplotlib):
-    done = script("lm", *TINY["lm"], "--lr", "1e30", "--plot", "--out", "run")
-    assert done.returncode == 0 and "final" not in results("run")["runs"][0] and pictures("run") == []
-    with pytest.raises(ValueError, match="it must be the folder of a run of which something is finished$"):
-        figures.main(["run"])
+def test_an_accuracy_is_shown_whole(matplotlib):
+    runs = [a_run("default", (0.10, 0.09), metric="accuracy")]
+    runs += [a_run(init, (0.90, 0.91), metric="accuracy") for init in ("noise", "mimetic")]
+    (axes,) = figures.curves(runs).axes
+    lowest, highest = axes.get_ylim()
+    assert lowest < 9 and highest > 91
+
+
+def test_a_start_of_another_name_is_drawn(matplotlib):
+    (axes,) = figures.curves([a_run("mine")]).axes
+    assert "mine" in lines_of(axes)
+    layers = {("mine", "start"): attentions_of(2)}
+    assert "mine, start" in lines_of(figures.diagonals("", layers).axes[0])
+
+
+def test_seven_rates_have_seven_panels_in_rows(matplotlib):
+    runs = [a_run(lr=2.0**-i) for i in range(7)]
+    figure = figures.curves(runs)
+    titles = [axes.get_title() for axes in figure.axes if axes.axison]
+    assert titles == [f"learning rate {2.0**-i:g}" for i in reversed(range(7))]
+    assert figure.get_figwidth() < 10
+
+
+def test_no_evaluation_is_one_line():
+    with pytest.raises(ValueError, match="^there are no curves to draw, because no run was eval"):
+        figures.curves([a_run(values=(), diverged=True)])
+
+
+# ---------------------------------------------------------------------------------------------
+# Trained networks
+
+
+def test_trained_networks_are_drawn_in_standard_deviations(matplotlib):
+    networks = {
+        "vision": attentions_of(12),
+        "language": [block.attention for block in a_vit(5, mimetic=True).blocks],
+    }
+    figure = figures.trained_networks(networks)
+    blocks = figure.subfigs
+    for block, attentions in zip(blocks, networks.values(), strict=True):
+        matrices = panels(block)
+        (plot,) = (axes for axes in block.axes if axes.lines)
+        chosen = figures.some_layers(len(attentions), most=3)
+        for row, which in enumerate(("query-key", "value-projection")):
+            products = [np.mean(heads_of(attention, which), axis=0) for attention in attentions]
+            products = [product / product.std() for product in products]
+            for axes, i in zip(matrices[3 * row :], chosen):
+                # Entries below 6 in float32
+                assert np.allclose(array(axes), products[i], rtol=0, atol=1e-4)
+            means = [np.diag(product).mean() for product in products]
+            assert np.allclose(lines_of(plot)[which][:, 1], means, rtol=0, atol=1e-4)
+        assert block.get_suptitle() in networks
+    # One scale for the matrices, and one for the diagonals
+    assert len({axes.images[0].get_clim() for axes in panels(figure)}) == 1
+    assert len({axes.get_ylim() for axes in figure.axes if axes.lines}) == 1
+    assert_all_text_is_inside(figure)
+
+
+def test_the_signs_of_the_mimetic_start_can_be_seen(matplotlib):
+    """Query-key above 0 and value-projection below, in every layer."""
+    layers = [block.attention for block in a_vit(mimetic=True).blocks]
+    figure = figures.trained_networks({"a": layers}, reference={"b": layers, "c": layers})
+    plots = [axes for axes in figure.axes if axes.lines]
+    assert [block.get_suptitle() for block in figure.subfigs if block.axes] == ["a", "b", "c"]
+    for plot in plots:
+        assert (lines_of(plot)["query-key"][:, 1] > 0).all()
+        assert (lines_of(plot)["value-projection"][:, 1] < 0).all()
+
+
+def test_a_product_of_zeros_has_a_diagonal_of_zero(matplotlib):
+    (attention,) = attentions_of(1)
+    attention.value_projection_init_(0, 0)
+    figure = figures.trained_networks({"off": [attention]})
+    (plot,) = (axes for axes in figure.axes if axes.lines)
+    assert lines_of(plot)["value-projection"].tolist() == [[1, 0]]
+
+
+# ---------------------------------------------------------------------------------------------
+# All pictures of an experiment
+
+NAMES = ["attention.png", "curves.png", "diagonals.png", "query-key.png", "value-projection.png"]
+
+
+def test_an_experiment_has_five_pictures(matplotlib, tmp_path):
+    models = {}
+    for init in ("default", "mimetic"):
+        models[init, "start"] = a_vit(2, mimetic=init == "mimetic")
+        models[init, "trained"] = a_vit(2, mimetic=init == "mimetic")
+    runs = [a_run("default"), a_run("mimetic")]
+    paths = figures.draw_run(tmp_path / "run", runs, models, torch.randn(3, 1, 8, 8), "seed 0")
+    assert sorted(path.name for path in paths) == NAMES
+    assert sorted(paths) == sorted((tmp_path / "run").iterdir())
+    for path in paths:
+        content = path.read_bytes()
+        assert content.startswith(b"\x89PNG")
+        width = int.from_bytes(content[16:20])  # in pixels, from the header
+        assert 500 < width < 1100
+
+
+def test_the_rows_of_an_experiment_are_the_start_and_the_trained_model_of_each_init(
+    matplotlib, tmp_path, monkeypatch
+):
+    drawn = {}
+    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.update({path.name: figure}))
+    models = {("default", "start"): a_vit(2), ("default", "trained"): a_vit(2, mimetic=True)}
+    figures.draw_run(tmp_path, [a_run("default")], models, torch.randn(3, 1, 8, 8), "seed 0")
+    assert sorted(drawn) == NAMES
+    for name in ("query-key.png", "value-projection.png", "attention.png"):
+        names_of_rows = [axes.get_ylabel() for axes in panels(drawn[name])]
+        assert names_of_rows == ["default\nstart", "", "default\ntrained", ""]
+        assert "seed 0" in " ".join(drawn[name].get_suptitle().split())
+    for figure in drawn.values():
+        assert_all_text_is_inside(figure)
+
+
+def test_without_models_only_curves_are_drawn_and_without_results_nothing(matplotlib, tmp_path):
+    paths = figures.draw_run(tmp_path, [a_run()], {}, None)
+    assert paths == [tmp_path / "curves.png"]
+    paths[0].unlink()
+    diverged = a_run(values=(), diverged=True)
+    assert figures.draw_run(tmp_path, [diverged], {}, None) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+# ---------------------------------------------------------------------------------------------
+# Text
+
+
+def assert_all_text_is_inside(figure):
+    """No text is cut off by the edge of the figure, and the legend beside the axes covers none."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    FigureCanvasAgg(figure).draw()
+    box = figure.get_tightbbox()  # of all that is drawn, in inches
+    assert box.x0 >= 0 and box.x1 <= figure.get_figwidth()
+    assert box.y0 >= 0 and box.y1 <= figure.get_figheight()
+    for legend in figure.legends:
+        for axes in figure.axes:
+            assert not legend.get_window_extent().overlaps(axes.get_window_extent())
+
+
+def test_text_that_is_cut_off_is_noticed(matplotlib):
+    figure = figures.new_figure(2, 2)
+    figure.suptitle("a title that is far wider than two inches")
+    with pytest.raises(AssertionError):
+        assert_all_text_is_inside(figure)
+
+
+@pytest.mark.parametrize("rates", [1, 4])
+def test_long_names_and_many_of_them_fit(matplotlib, rates):
+    inits = [*figures.STYLES, "a start with a long name"]
+    runs = [
+        a_run(init, lr=0.1 * 2**i, seed=s) for init in inits for i in range(rates) for s in (0, 1)
+    ]
+    assert_all_text_is_inside(figures.curves(runs))
+    layers = {(init, when): attentions_of(2) for init in inits for when in ("start", "trained")}
+    assert_all_text_is_inside(figures.diagonals("Do they grow? " * 12, layers))
+    if rates == 1:
+        assert_all_text_is_inside(figures.product_matrices("query-key", layers, "seed 0, lr 0.002"))

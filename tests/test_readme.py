@@ -1,97 +1,179 @@
-"""README.md and the raw results behind it say the same, and the results are those of the command lines beside them."""
+"""The pages keep their word: their code runs, their commands exist, their figures are results."""
+
 import json
+import os
 import re
+import shlex
+import subprocess
 import sys
+from itertools import product
+from pathlib import Path
 
 import pytest
-import torch
 
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import train_lm
 import train_vit
-from mimetic_min import options, training, vit
-from test_faults import TINY, without_times
-from test_training import ROOT
+from mimetic_min.lab import options
+from results import experiments, report
 
-sys.path.append(str(ROOT / "assets"))
-import experiments  # noqa: E402
-import readme  # noqa: E402
-
-README = (ROOT / "README.md").read_text()
-DONE = sorted(str(path.relative_to(readme.RESULTS).with_suffix("")) for path in readme.RESULTS.rglob("*.json"))
-BLOCK = r"<!-- [\w-]+ -->\n.*?<!-- end -->"
+PAGES = sorted(
+    path for path in ROOT.rglob("*.md") if not set(path.parts) & {".peers", ".venv", "runs", "data"}
+)
+PARSERS = {"train_vit.py": train_vit.make_parser, "train_lm.py": train_lm.make_parser}
 
 
-def test_the_tables_are_those_of_the_results():
-    assert readme.filled(README) == README
+def page_name(path):
+    return str(path.relative_to(ROOT))
+
+
+pages = pytest.mark.parametrize("page", PAGES, ids=page_name)
+
+
+# ---------------------------------------------------------------------------------------------
+# Code and commands
+
+
+def python_blocks():
+    """Each Python block of a page, with the block of text that follows it and shows its output."""
+    for page in PAGES:
+        pattern = r"```python\n(.*?)```\n(?:\n```text\n(.*?)```)?"
+        for match in re.finditer(pattern, page.read_text(), flags=re.DOTALL):
+            line = page.read_text()[: match.start()].count("\n") + 1
+            yield pytest.param(match[1], match[2], id=f"{page_name(page)}:{line}")
+
+
+@pytest.mark.parametrize("code, output", python_blocks())
+def test_python_blocks_run_and_print_what_the_page_says(code, output):
+    if "runs/vit-shifted-digits" in code:
+        words = "--epochs 1 --init mimetic --limit 100 --dim 64"
+        train_vit.main([*words.split(), "--out", "runs/vit-shifted-digits"])
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    if output is not None:
+        assert done.stdout == output
+
+
+def commands():
+    """Each command line of a training script on a page."""
+    for page in PAGES:
+        text = page.read_text()
+        for match in re.finditer(r"python (train_\w+\.py)((?: [^\n`|#;]+)?)", text):
+            line = text[: match.start()].count("\n") + 1
+            words = match[2].split("   ")[0]
+            if "..." not in words:
+                yield pytest.param(match[1], words, id=f"{page_name(page)}:{line}")
+
+
+@pytest.mark.parametrize("script, words", commands())
+def test_commands_have_options_that_exist(script, words):
+    words = [word for word in shlex.split(words) if word != "--plot"]
+    if "--resume" not in words:
+        options.parse(PARSERS[script](), words, task=script[6:-3])
+
+
+@pages
+def test_links_to_files_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+# ---------------------------------------------------------------------------------------------
+# Figures
+
+
+@pytest.mark.parametrize("page", report.PAGES, ids=page_name)
+def test_tables_are_those_of_the_results(page):
+    """If this fails: python results/report.py"""
+    text = page.read_text()
+    assert report.filled(text) == text
 
 
 def test_a_figure_that_somebody_typed_is_found():
-    figures = re.search(r"\d+\.\d ± \d", README)
-    typed = README[: figures.start()] + "99" + README[figures.start() + 2 :]
-    assert readme.filled(typed) == README
+    text = (ROOT / "results/README.md").read_text()
+    figure = re.search(r"\d\.\d ± \d", text)
+    other = "7" if text[figure.start()] == "8" else "8"
+    typed = text[: figure.start()] + other + text[figure.start() + 1 :]
+    assert report.filled(typed) == text
 
 
-def test_no_result_stands_outside_the_tables():
-    """A spread is that of a result. (A line of the benchmark has brackets.)"""
-    assert "±" in README
-    assert re.findall(r".*\d ± \d.*", re.sub(BLOCK, "", README, flags=re.S)) == []
+@pages
+def test_no_spread_stands_outside_a_table(page):
+    """A spread is a result, and a result comes from a table that the results fill."""
+    text = re.sub(r"<!-- [\w-]+ -->.*?<!-- end -->", "", page.read_text(), flags=re.DOTALL)
+    assert re.findall(r".*\d ± \d.*", text) == []
 
 
-@pytest.mark.parametrize("name", readme.PICTURES)
-def test_the_pictures_show_the_results(name):
-    read, _ = readme.PICTURES[name]
-    assert readme.fingerprint(read()).encode() in (ROOT / "assets" / name).read_bytes()
+def test_every_table_is_on_a_page():
+    text = "".join(page.read_text() for page in report.PAGES)
+    assert set(re.findall(r"<!-- ([\w-]+) -->", text)) - {"end"} == set(report.TABLES)
 
 
-@pytest.mark.parametrize("name", [name for name in DONE if not name.endswith("-diagonals")])
-def test_the_results_are_those_of_the_command_line(name):
-    """All options are as the experiment's command line has them, and no run of its grid is missing."""
+@pytest.mark.parametrize("name", report.PICTURES)
+def test_pictures_show_the_results(name):
+    """If this fails: python results/report.py"""
+    read, _ = report.PICTURES[name]
+    data = read()
+    path = ROOT / "results" / name
+    assert path.exists() == bool(data)
+    if data:
+        assert report.fingerprint(data).encode() in path.read_bytes()
+
+
+DONE = sorted(path.stem for path in report.RAW.glob("*.json"))
+
+
+@pytest.mark.parametrize("name", DONE)
+def test_results_are_those_of_their_command_line(name):
+    """All options are those of the experiment, and the runs are the first of its grid."""
     script, *words = experiments.EXPERIMENTS[name].split()
-    results = json.loads((readme.RESULTS / f"{name}.json").read_text())
-    asked = options.config(experiments.SCRIPTS[script].PARSER.parse_args(words))
-    found = results["config"]
-    if "augment" in asked:                                           # without it the script decides
-        asked["augment"] = "crop+flip" if asked["data"] == "cifar10" else "none"
-    assert found == asked
-    grid = [(seed, lr, init) for seed in found["seed"] for lr in found["lr"] for init in found["init"]]
-    assert [(run["seed"], run["lr"], run["init"]) for run in results["runs"]] == grid
+    results = json.loads((report.RAW / f"{name}.json").read_text())
+    args = options.parse(PARSERS[script](), words, task=script[6:-3])
+    assert results["config"] == options.experiment(args)
+    grid = list(product(args.seed, args.lr, args.init))
+    found = [(run["seed"], run["lr"], run["init"]) for run in results["runs"]]
+    assert found == grid[: len(found)]
 
 
-def test_each_table_and_picture_of_the_readme_is_a_made_one_and_stands_there():
-    assert sorted(re.findall(r"<!-- ([\w-]+) -->\n", README)) == sorted([*readme.TABLES, *["end"] * len(readme.TABLES)])
-    assert set(readme.PICTURES) <= set(re.findall(r"\(assets/([\w-]+\.png)\)", README))
+def test_an_experiment_goes_on_from_what_was_kept(tmp_path, monkeypatch):
+    """It is stopped in its second run, its folder is lost, and it ends with the same results."""
+    tiny = "train_vit.py --epochs 1 --limit 100 --dim 8 --heads 2 --depth 1 --init off mimetic"
+    monkeypatch.setitem(experiments.EXPERIMENTS, "tiny", tiny)
+    for folder in ("whole", "cut", "cut-again"):
+        (tmp_path / folder).mkdir()
 
+    def run_in(folder):
+        monkeypatch.setattr(experiments, "ROOT", tmp_path / folder)
+        experiments.run("tiny")
 
-def test_an_experiment_goes_on_where_it_was_stopped_and_keeps_its_results(tmp_path, monkeypatch):
-    train_vit.main([*TINY["vit"], "--seed", "0", "1", "--out", "whole"])
-    monkeypatch.setattr(experiments, "ROOT", tmp_path)
-    monkeypatch.setattr(experiments, "RESULTS", tmp_path / "results")
-    monkeypatch.setitem(experiments.EXPERIMENTS, "tiny", f"train_vit.py {' '.join(TINY['vit'])} --seed 0 1")
-    save, saved = training.save, []
+    def kept():
+        results = json.loads((experiments.RAW / "tiny.json").read_text())
+        for run in results["runs"]:
+            run.pop("seconds")
+        return results
 
-    def stop(*state):
-        save(*state)
-        saved.append(state)
-        if len(saved) == 11:                                         # in the second run
+    monkeypatch.setattr(experiments, "RAW", tmp_path / "raw-whole")
+    run_in("whole")
+    whole = kept()
+    assert len(whole["runs"]) == 2
+
+    monkeypatch.setattr(experiments, "RAW", tmp_path / "raw")
+    train = train_vit.train
+
+    def stopped_in_the_second_run(run, *more):
+        if run.init == "mimetic":
             raise KeyboardInterrupt
+        train(run, *more)
+
     with monkeypatch.context() as patch:
-        patch.setattr(training, "save", stop)
+        patch.setattr(train_vit, "train", stopped_in_the_second_run)
         with pytest.raises(KeyboardInterrupt):
-            experiments.run("tiny")
-    assert experiments.state("tiny") == "1 runs" and not (tmp_path / "results").exists()
-    experiments.run("tiny")
-    assert experiments.state("tiny") == "done" and len(saved) == 11
-    assert without_times("whole") == without_times("runs/tiny")
-    assert (tmp_path / "results/tiny.json").read_text() == (tmp_path / "runs/tiny/results.json").read_text()
-
-
-def test_the_transposed_copy_has_the_trace_but_not_the_diagonal():
-    """What the experiment `transposed` trains: in place of A the transpose of W_proj W_V, as in the public copies."""
-    torch.manual_seed(0)
-    right, wrong = vit.Attention(64, 4), vit.Attention(64, 4)
-    right.mimetic_init_(0.7, 0.7, 0.4, -0.4, torch.Generator().manual_seed(0))
-    with experiments.CHANGES["transposed"]:
-        wrong.mimetic_init_(0.7, 0.7, 0.4, -0.4, torch.Generator().manual_seed(0))
-    A, B = (attention.vp_product().detach() for attention in (right, wrong))
-    assert torch.equal(B, (right.W_proj @ right.W_V).T)
-    assert torch.equal(right.W_Q, wrong.W_Q) and torch.equal(right.W_K, wrong.W_K)
-    assert B.trace() == pytest.approx(A.trace().item(), rel=1e-4) and B.diag().std() > 2 * A.diag().std()
+            run_in("cut")
+    assert len(kept()["runs"]) == 1
+    run_in("cut-again")
+    assert kept() == whole
