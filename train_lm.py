@@ -71,9 +71,9 @@ class Text:
         self.batch_size = args.batch_size
         self.device = args.device
 
-    def windows(self, text, starts):
+    def windows(self, text, offsets):
         """Inputs and targets, both (batch, context): each target is the byte after its input."""
-        positions = starts[:, None] + np.arange(self.context + 1)
+        positions = offsets[:, None] + np.arange(self.context + 1)
         tokens = torch.from_numpy(text[positions]).to(self.device).long()
         return tokens[:, :-1], tokens[:, 1:]
 
@@ -84,10 +84,10 @@ class Text:
         that was stopped sees them again.
         """
         places = len(self.train) - self.context
-        starts = np.random.default_rng([seed, step]).integers(0, places, self.batch_size)
-        return self.windows(self.train, parallel.share(starts))
+        offsets = np.random.default_rng([seed, step]).integers(0, places, self.batch_size)
+        return self.windows(self.train, parallel.share(offsets))
 
-    def validation_starts(self):
+    def validation_offsets(self):
         """256 places, or as many as there are, spread evenly over the validation text."""
         side_by_side = (len(self.validation) - 1) // self.context
         windows = np.linspace(0, side_by_side - 1, min(side_by_side, 256)).astype(int)
@@ -167,13 +167,13 @@ def cross_entropy(logits, targets):
 @torch.no_grad()
 def validation_loss(model, text):
     """The loss on the validation text, in nats per byte."""
-    starts = text.validation_starts()
-    share = parallel.share(starts)
+    offsets = text.validation_offsets()
+    share = parallel.share(offsets)
     loss = torch.zeros((), device=text.device)
     for i in range(0, len(share), 32):
         inputs, targets = text.windows(text.validation, share[i : i + 32])
         loss += cross_entropy(model(inputs), targets) * len(inputs)
-    return parallel.total(loss).item() / len(starts)
+    return parallel.total(loss).item() / len(offsets)
 
 
 def sample(model, count, seed):
@@ -288,15 +288,16 @@ def show_samples(grid):
 def draw(config, text, grid):
     """Save pictures of the finished runs of one seed and learning rate in the run folder."""
     models = {}
+    which = ""
     for run in grid.to_draw():
+        which = f"seed {run.seed}, lr {run.lr:g}"
         for when in ("start", "trained"):
             model = GPT(config)
             model.load_state_dict(run.weights(when))
             models[run.init, when] = model
-    if models:
-        batch, _ = text.windows(text.validation, text.validation_starts()[:16])
-        for path in figures.draw_run(grid.folder, grid.results["runs"], models, batch.cpu()):
-            print(path)
+    batch, _ = text.windows(text.validation, text.validation_offsets()[:16])
+    for path in figures.draw_run(grid.folder, grid.results["runs"], models, batch.cpu(), which):
+        print(path)
 
 
 def main(argv=None):

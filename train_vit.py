@@ -286,15 +286,16 @@ def train_grid(args, config, images, grid):
 def draw(config, images, grid):
     """Save pictures of the finished runs of one seed and learning rate in the run folder."""
     models = {}
+    which = ""
     for run in grid.to_draw():
+        which = f"seed {run.seed}, lr {run.lr:g}"
         for when in ("start", "trained"):
             model = ViT(config)
             model.load_state_dict(run.weights(when))
             models[run.init, when] = model
-    if models:
-        batch = images.normalise(images.test[:64]).cpu()
-        for path in figures.draw_run(grid.folder, grid.results["runs"], models, batch):
-            print(path)
+    batch = images.normalise(images.test[:64]).cpu()
+    for path in figures.draw_run(grid.folder, grid.results["runs"], models, batch, which):
+        print(path)
 
 
 def main(argv=None):

@@ -36,6 +36,9 @@ from mimetic_min.vit import Attention, balanced_factors, mimetic_target  # noqa:
 
 SIGMAS = 6
 
+# How often a random answer with no formula for its average is drawn, to estimate it
+DRAWS = 50
+
 
 class NotYet(Exception):
     """An answer is not right. The message says why."""
@@ -227,14 +230,14 @@ def V_turned(W_V, W_proj):
     return W_V @ (root * (W_proj / root).T)
 
 
-def after_the_cut(dim, rank, alpha, beta, draws=50):
+def after_the_cut(dim, rank, alpha, beta):
     """Of the best approximation of alpha Z + beta I of this rank: the mean of its diagonal and its
     Frobenius norm, each as (average, spread) over many Z.
     """
     generator = torch.Generator().manual_seed(0)
     means = []
     norms = []
-    for _ in range(draws):
+    for _ in range(DRAWS):
         L, R = balanced_factors(mimetic_target(dim, alpha, beta, generator), rank)
         means.append(mean_of_diagonal(L @ R))
         norms.append((L @ R).norm().item())
@@ -244,7 +247,7 @@ def after_the_cut(dim, rank, alpha, beta, draws=50):
 def is_near(value, expected):
     """Whether one more draw may have this value. The average is itself uncertain."""
     average, spread = expected
-    return abs(value - average) <= SIGMAS * spread * sqrt(1 + 1 / 50)
+    return abs(value - average) <= SIGMAS * spread * sqrt(1 + 1 / DRAWS)
 
 
 def check_query_key(W_Q, W_K, alpha, beta):
@@ -310,7 +313,7 @@ class TwoLinears(nn.Module):
 
 @torch.no_grad()
 def two_layers(dim, seed):
-    """Two layers with the same four strengths. The second one is wrong: W_V and W_proj were put
+    """Two layers with the same strengths. The second one is wrong: W_V and W_proj were put
     into its nn.Linear without transposing them.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -397,7 +400,7 @@ def compare(values, base, metric):
         figures = f"{100 * points:+.1f} ± {100 * error:.1f} % accuracy"
     else:
         figures = f"{points:+.3f} ± {error:.3f} nats per byte of loss"
-    if abs(points) < 2 * error:
+    if abs(points) <= 2 * error:
         return "same", figures
     return ("better" if ahead > 0 else "worse"), figures
 
@@ -411,7 +414,7 @@ def check_predictions(predictions, folder, metric):
 
     base = results_of("mimetic", folder, metric)
     if base is None:
-        raise NotYet(f"mimetic diverged in {folder}; try a lower --lr in another folder")
+        raise NotYet(f"mimetic diverged in {folder}; delete the folder and try a lower --lr")
     wrong = []
     seen = []
     for change, (ending, init) in CHANGES.items():
@@ -429,7 +432,7 @@ def results_of(init, folder, metric):
     values = finals(read_runs(folder), init, metric)
     if values is not None and len(values) < 2:
         raise NotYet(
-            f"{init} must have two seeds or more in {folder}, but {len(values)} are finished"
+            f"{init} must have two finished seeds or more in {folder}, but it has {len(values)}"
         )
     return values
 
@@ -498,8 +501,8 @@ def made_up_runs():
     """Runs with three seeds at five rates. At the last one a run of mimetic diverged.
 
     Over three seeds -s, 0, s the standard deviation is s. The standard error of a difference of two
-    such means is s sqrt(2/3), which is 0.0163 for s = 0.02. So 0.036 is more than twice of it, and
-    0.028 is less.
+    such means is s sqrt(2/3), which is 0.0163 for s = 0.02. So 0.036 is more than twice
+    that, and 0.028 is less.
     """
     gains = {
         "default": {0.001: 0.100, 0.002: 0.036, 0.004: 0.028, 0.008: -0.050, 0.016: 0.1},

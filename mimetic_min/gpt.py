@@ -31,9 +31,10 @@ from torch import nn
 
 def mimetic_target(dim, alpha, beta, generator=None):
     """A = alpha Z + beta I, where Z has entries N(0, 1/dim). Returns A (dim, dim)."""
-    # On the CPU, so that a seed gives the same weights on every device.
-    Z = torch.randn(dim, dim, generator=generator, device="cpu") / sqrt(dim)
-    I = torch.eye(dim, device="cpu")
+    # On the CPU and in float32, so that a seed always gives the same weights.
+    place = {"device": "cpu", "dtype": torch.float32}
+    Z = torch.randn(dim, dim, generator=generator, **place) / sqrt(dim)
+    I = torch.eye(dim, **place)
     return alpha * Z + beta * I
 
 
@@ -172,10 +173,11 @@ class Attention(nn.Module):
             if sign not in (1, -1):
                 raise ValueError(f"{name} must be 1 or -1, but it is {sign}")
         heads, dim, head_dim = self.W_Q.shape
-        Z = torch.randn(heads, dim, head_dim, generator=generator, device="cpu") / sqrt(head_dim)
+        place = {"device": "cpu", "dtype": torch.float32}
+        Z = torch.randn(heads, dim, head_dim, generator=generator, **place) / sqrt(head_dim)
         self.W_Q.copy_(Z)
         self.W_K.copy_(qk_sign * Z)
-        Z = torch.randn(dim, dim, generator=generator, device="cpu") / sqrt(dim)
+        Z = torch.randn(dim, dim, generator=generator, **place) / sqrt(dim)
         self.W_V.copy_(Z)
         self.W_proj.copy_(vp_sign * Z.T)
 
@@ -274,9 +276,9 @@ class GPT(nn.Module):
         self.embed = nn.Embedding(config.vocab_size, config.dim)
         if config.position == "sincos":
             table = sincos(torch.arange(config.context), config.dim)
-            self.register_buffer("position", table, persistent=False)
+            self.register_buffer("positions", table, persistent=False)
         else:
-            self.position = nn.Parameter(0.02 * torch.randn(config.context, config.dim))
+            self.positions = nn.Parameter(0.02 * torch.randn(config.context, config.dim))
         self.blocks = nn.ModuleList(Block(config.dim, config.heads) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.dim, bias=False)
 
@@ -300,7 +302,7 @@ class GPT(nn.Module):
         if self.config.position == "sincos":
             # From entries of variance 1/dim to entries of variance 1.
             x = x * sqrt(self.config.dim)
-        x = x + self.position[:n]
+        x = x + self.positions[:n]
         for block in self.blocks:
             x = block(x)
         return self.norm(x) @ self.embed.weight.T
@@ -341,7 +343,9 @@ class GPT(nn.Module):
         if vp_last_beta is None:
             vp_last_beta = vp_beta
         check_strengths(vp_beta=vp_beta, vp_last_beta=vp_last_beta)
-        vp_betas = torch.linspace(vp_beta, vp_last_beta, len(self.blocks)).tolist()
-        for block, beta in zip(self.blocks, vp_betas):
+        last = len(self.blocks) - 1
+        for layer, block in enumerate(self.blocks):
+            way = layer / last if last > 0 else 0
+            beta = (1 - way) * vp_beta + way * vp_last_beta
             block.attention.mimetic_init_(qk_alpha, qk_beta, vp_alpha, beta, generator)
         return self

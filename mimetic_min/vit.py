@@ -33,9 +33,10 @@ from torch import nn
 
 def mimetic_target(dim, alpha, beta, generator=None):
     """A = alpha Z + beta I, where Z has entries N(0, 1/dim). Returns A (dim, dim)."""
-    # On the CPU, so that a seed gives the same weights on every device.
-    Z = torch.randn(dim, dim, generator=generator, device="cpu") / sqrt(dim)
-    I = torch.eye(dim, device="cpu")
+    # On the CPU and in float32, so that a seed always gives the same weights.
+    place = {"device": "cpu", "dtype": torch.float32}
+    Z = torch.randn(dim, dim, generator=generator, **place) / sqrt(dim)
+    I = torch.eye(dim, **place)
     return alpha * Z + beta * I
 
 
@@ -174,10 +175,11 @@ class Attention(nn.Module):
             if sign not in (1, -1):
                 raise ValueError(f"{name} must be 1 or -1, but it is {sign}")
         heads, dim, head_dim = self.W_Q.shape
-        Z = torch.randn(heads, dim, head_dim, generator=generator, device="cpu") / sqrt(head_dim)
+        place = {"device": "cpu", "dtype": torch.float32}
+        Z = torch.randn(heads, dim, head_dim, generator=generator, **place) / sqrt(head_dim)
         self.W_Q.copy_(Z)
         self.W_K.copy_(qk_sign * Z)
-        Z = torch.randn(dim, dim, generator=generator, device="cpu") / sqrt(dim)
+        Z = torch.randn(dim, dim, generator=generator, **place) / sqrt(dim)
         self.W_V.copy_(Z)
         self.W_proj.copy_(vp_sign * Z.T)
 
@@ -286,9 +288,9 @@ class ViT(nn.Module):
         patch_dim = config.channels * config.patch_size**2
         self.embed = nn.Linear(patch_dim, config.dim)
         if config.position == "sincos":
-            self.register_buffer("position", sincos_2d(grid, config.dim), persistent=False)
+            self.register_buffer("positions", sincos_2d(grid, config.dim), persistent=False)
         else:
-            self.position = nn.Parameter(0.02 * torch.randn(grid * grid, config.dim))
+            self.positions = nn.Parameter(0.02 * torch.randn(grid * grid, config.dim))
         self.blocks = nn.ModuleList(Block(config.dim, config.heads) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.dim)
         self.head = nn.Linear(config.dim, config.classes)
@@ -304,7 +306,7 @@ class ViT(nn.Module):
             images, self.config.patch_size
         )  # (batch, patch_dim, grid, grid)
         patches = patches.flatten(2).mT  # (batch, tokens, patch_dim)
-        x = self.embed(patches) + self.position  # (batch, tokens, dim)
+        x = self.embed(patches) + self.positions  # (batch, tokens, dim)
         for block in self.blocks:
             x = block(x)
         x = self.norm(x).mean(1)  # (batch, dim)

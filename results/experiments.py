@@ -192,8 +192,8 @@ def run(name):
     finish = runs.Grid.finish
 
     def finish_and_keep(grid, finished):
-        finish(grid, finished)
         keep_diagonals(name, finished)
+        finish(grid, finished)
         keep(name, folder)
 
     with change_of(name, script), patch.object(runs.Grid, "finish", finish_and_keep):

@@ -36,7 +36,7 @@ def positions():
     for row, (position, name) in zip(panels, names.items()):
         torch.manual_seed(0)
         model = ViT(ViTConfig(patch_size=1, position=position)).mimetic_init_()
-        P = model.position
+        P = model.positions
         alike = P @ P.T / P.square().sum(1).mean()
         row[0].imshow(alike, cmap="cividis", vmin=-1, vmax=1)
         row[0].set_title("$P P^T$: which positions are alike?")

@@ -302,7 +302,7 @@ def filled(text):
     def fill(match):
         return f"<!-- {match[1]} -->\n\n{TABLES[match[1]]()}\n\n<!-- end -->"
 
-    return re.sub(r"<!-- ([\w-]+) -->\n(?:.*?\n)?<!-- end -->", fill, text, flags=re.DOTALL)
+    return re.sub(r"<!-- ([\w-]+) -->\n.*?<!-- end -->", fill, text, flags=re.DOTALL)
 
 
 # ---------------------------------------------------------------------------------------------

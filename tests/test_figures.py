@@ -203,13 +203,13 @@ def test_attention_maps_are_those_of_what_each_layer_reads(matplotlib, kind):
         model = a_vit(mimetic=True)
         batch = torch.randn(3, 1, 8, 8)
         patches = torch.nn.functional.pixel_unshuffle(batch, 2).flatten(2).mT
-        x = model.embed(patches) + model.position
+        x = model.embed(patches) + model.positions
     else:
         torch.manual_seed(0)
         model = GPT(gpt.GPTConfig(vocab_size=9, context=8, dim=16, depth=4, heads=2))
         model.mimetic_init_()
         batch = torch.randint(9, (3, 8))
-        x = 4 * model.embed(batch) + model.position  # 4 is the root of dim
+        x = 4 * model.embed(batch) + model.positions  # 4 is the root of dim
     with torch.no_grad():
         maps = [a.attention_map(y).mean((0, 1)).numpy() for a, y in layer_inputs(model, x)]
 

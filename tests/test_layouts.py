@@ -696,6 +696,10 @@ REFUSED = {
         "Sequential: found no self-attention in a known layout among 0.weight, 0.bias; looked for "
         "in_proj_weight with out_proj.weight, qkv.weight with proj.weight, ",
     ),
+    "names that only end like the known ones": (
+        lambda: StandIn(8, 2, ("my_qkv", "my_proj")),
+        "StandIn: found no self-attention in a known layout among my_qkv.weight, my_qkv.bias, ",
+    ),
     "nothing at all": (nn.Identity, "Identity: found no self-attention in a known layout among no"),
     "queries and keys are normalized": (
         lambda: with_more("timm", q_norm=nn.LayerNorm(4, bias=False)),

@@ -1,5 +1,5 @@
-"""The class of sixty minutes: check.py finds every solution right and every usual mistake wrong, and
-what README.md says to type can be typed.
+"""The class of sixty minutes: check.py finds every solution right and every usual mistake wrong,
+and what README.md says to type can be typed.
 """
 
 import contextlib
@@ -287,7 +287,7 @@ def test_predictions_for_text():
 def test_predictions_need_two_seeds_and_known_words():
     write_runs("runs/lesson-vit", off=AROUND[0.2], noise=AROUND[0.5][:1], mimetic=AROUND[0.5])
     line = line_for("4, images", PREDICTED)
-    assert "noise must have two seeds or more in runs/lesson-vit, but 1 are finished" in line
+    assert "noise must have two finished seeds or more in runs/lesson-vit, but it has 1" in line
     line = line_for("4, images", PREDICTED | {"off": "bad"})
     assert "off must be better, worse or same, but it is 'bad'" in line
     assert "predict each of these" in line_for("4, images", {"off": "worse"})

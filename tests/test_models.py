@@ -219,7 +219,7 @@ def test_the_vit_is_made_of_torchs_own_layers(seed, position):
         for column in (0, 2, 4):
             patch = images[:, :, row : row + 2, column : column + 2]
             patches.append(patch.flatten(1))
-    x = model.embed(torch.stack(patches, dim=1)) + model.position
+    x = model.embed(torch.stack(patches, dim=1)) + model.positions
     for block in model.blocks:
         x = peer_layer(block, 8, 2, bias=True)(x)
     expected = model.head(model.norm(x).mean(1))
@@ -235,7 +235,7 @@ def test_the_gpt_is_made_of_torchs_own_layers(seed, position, tokens):
     model = shaken(GPT(GPTConfig(7, 6, dim=8, depth=2, heads=2, position=position)))
     text = torch.randint(7, (3, tokens))
     scale = 8**0.5 if position == "sincos" else 1
-    x = scale * F.one_hot(text, 7).double() @ model.embed.weight + model.position[:tokens]
+    x = scale * F.one_hot(text, 7).double() @ model.embed.weight + model.positions[:tokens]
     mask = torch.ones(tokens, tokens, dtype=torch.bool).triu(1)
     for block in model.blocks:
         x = peer_layer(block, 8, 2, bias=False)(x, src_mask=mask)
@@ -273,24 +273,24 @@ def test_sinusoidal_positions_of_a_vit_tell_row_and_column():
     columns = np.tile(np.arange(8), 8)
     expected = [sines_and_cosines(rows, 32), sines_and_cosines(columns, 32)]
     expected = np.concatenate(expected, axis=1)
-    assert np.abs(double(model.position) - expected).max() <= ANGLE_ERROR
+    assert np.abs(double(model.positions) - expected).max() <= ANGLE_ERROR
 
 
 def test_sinusoidal_positions_of_a_gpt_tell_the_place():
     model = GPT(GPTConfig(context=64, dim=128))
     expected = sines_and_cosines(np.arange(64), 128)
-    assert np.abs(double(model.position) - expected).max() <= ANGLE_ERROR
+    assert np.abs(double(model.positions) - expected).max() <= ANGLE_ERROR
 
 
 @both_files
 def test_only_learned_positions_are_learned_and_saved(module):
     sincos = small_model(module, "sincos")
-    assert "position" not in dict(sincos.named_parameters())
-    assert "position" not in sincos.state_dict()
+    assert "positions" not in dict(sincos.named_parameters())
+    assert "positions" not in sincos.state_dict()
     learned = small_model(module, "learned")
-    assert "position" in dict(learned.named_parameters())
-    low, high = chi_square(learned.position.numel())
-    assert low <= (double(learned.position) ** 2).mean() / 0.02**2 <= high
+    assert "positions" in dict(learned.named_parameters())
+    low, high = chi_square(learned.positions.numel())
+    assert low <= (double(learned.positions) ** 2).mean() / 0.02**2 <= high
 
 
 def stream(model, tokens):
@@ -334,7 +334,7 @@ def test_the_stream_of_gpt2_is_small(seed):
     low, high = chi_square(x.size)
     assert low <= (x**2).mean() / (2 * 0.02**2) <= high
     assert low <= (double(model.embed.weight) ** 2).mean() / 0.02**2 <= high
-    assert low <= (double(model.position) ** 2).mean() / 0.02**2 <= high
+    assert low <= (double(model.positions) ** 2).mean() / 0.02**2 <= high
 
 
 @given(seed=seeds, position=positions)
@@ -369,7 +369,7 @@ def test_attention_starts_local_only_with_sinusoidal_positions(position, seed):
     torch.manual_seed(seed)
     model = ViT(ViTConfig(image_size=8, patch_size=1, position=position)).mimetic_init_()
     with torch.no_grad():
-        x = model.embed(torch.randn(16, 64, 1)) + model.position
+        x = model.embed(torch.randn(16, 64, 1)) + model.positions
         maps = model.blocks[0].attention.attention_map(model.blocks[0].norm1(x))
     mean_map = double(maps.mean((0, 1)))
     row, column = np.divmod(np.arange(64), 8)
@@ -635,15 +635,16 @@ def test_the_output_weights_are_those_of_the_embedding_and_learn_as_both():
         assert gradient[row].abs().max() > 1e-4
 
 
-@given(seed=seeds, count=st.integers(0, 12), position=positions)
-@settings(max_examples=10)
+@given(seed=seeds, count=st.sampled_from([0, 1, 12]), position=positions)
+@settings(max_examples=12)
 def test_generate_draws_from_the_models_own_distribution(seed, count, position):
     """It keeps the prompt, a generator reproduces it, and at a temperature near 0 it takes the
     likeliest token. It looks back on `context` tokens.
     """
+    # A new model would say the last token again and again. A shaken one does not.
     torch.manual_seed(seed)
     config = GPTConfig(vocab_size=11, context=8, dim=16, depth=1, heads=2, position=position)
-    model = GPT(config)
+    model = shaken(GPT(config))
     prompt = torch.randint(11, (2, 3))
     first = model.generate(prompt, count, generator=seeded(seed))
     again = model.generate(prompt, count, generator=seeded(seed))
@@ -687,7 +688,7 @@ def test_generate_draws_each_token_as_often_as_the_softmax_says():
         (lambda: ViTConfig(depth=1.5), "depth must be a whole number above 0, but it is 1.5"),
         (lambda: ViTConfig(classes=-1), "classes must be a whole number above 0, but it is -1"),
         (
-            lambda: ViTConfig(dim=66),
+            lambda: ViTConfig(dim=66, heads=2),
             "dim must be a multiple of 4 with sincos positions, but it is 66",
         ),
         (lambda: ViTConfig(position="sine"), "position must be sincos or learned, but it is sine"),
@@ -696,13 +697,16 @@ def test_generate_draws_each_token_as_often_as_the_softmax_says():
             lambda: GPTConfig(vocab_size="8"),
             "vocab_size must be a whole number above 0, but it is 8",
         ),
-        (lambda: GPTConfig(dim=33), "dim must be even with sincos positions, but it is 33"),
+        (
+            lambda: GPTConfig(dim=33, heads=3),
+            "dim must be even with sincos positions, but it is 33",
+        ),
         (lambda: GPTConfig(position="sine"), "position must be sincos or learned, but it is sine"),
         (lambda: vit.Attention(8, 3), "heads must divide dim, but 3 does not divide 8"),
         (lambda: gpt.Attention(8, 3), "heads must divide dim, but 3 does not divide 8"),
         (lambda: gpt.Attention(8, 0), "heads must divide dim, but 0 does not divide 8"),
-        (lambda: ViT(ViTConfig(heads=3)), "heads must divide dim, but 3 does not divide 64"),
-        (lambda: GPT(GPTConfig(heads=3)), "heads must divide dim, but 3 does not divide 128"),
+        (lambda: ViTConfig(heads=3), "heads must divide dim, but 3 does not divide 64"),
+        (lambda: GPTConfig(heads=3), "heads must divide dim, but 3 does not divide 128"),
         (
             lambda: small_model(gpt)(torch.zeros(1, 65, dtype=int)),
             "the context holds 64 tokens, but these are 65",

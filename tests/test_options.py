@@ -312,7 +312,7 @@ def test_compile_on_a_machine_without_a_compiler_is_one_line(tmp_path):
         "CXX": "no-such-compiler",
         "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "c"),
     }
-    done = process("vit", *TINY["vit"], "--compile", "--out", "run", env=os.environ | nothing)
+    done = process("vit", *TINY["vit"], "--compile", "--out", "run", **nothing)
     line = "--compile does not work here: torch.compile finds no compiler that it can use"
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == f"train_vit.py: {line}"

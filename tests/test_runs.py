@@ -22,6 +22,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_training import (
+    ENVIRONMENT,
     LR,
     MAIN,
     MODULE,
@@ -526,7 +527,7 @@ def unshared(command):
     it.
     """
     words = ["unshare", "--map-root-user", "--mount", "bash", "-c", command]
-    return subprocess.run(words, capture_output=True, text=True)
+    return subprocess.run(words, capture_output=True, text=True, env=ENVIRONMENT)
 
 
 def python(task, *words):
@@ -612,7 +613,7 @@ def test_a_reader_that_goes_away_stops_the_run_in_one_line(task):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("line", ["1 runs", "start", "---- off writes"])
+@pytest.mark.parametrize("line", ["2 runs", "start", "---- off writes"])
 def test_a_reader_that_goes_away_at_any_line_leaves_no_traceback(line):
     """Also at the last lines, which Python would print at its very end."""
     words = [*TINY["lm"], "--init", "off", "mimetic", "--out", "run"]
@@ -796,6 +797,14 @@ def test_a_damaged_results_json_is_refused_or_read(task, data):
     assert contents("run") == before
 
 
+def without_metric(found):
+    """Take the accuracies out, everywhere."""
+    for run in found["runs"]:
+        run["final"] = {}
+        for point in run["curve"]:
+            point.pop("accuracy")
+
+
 CHANGES = [
     lambda found: found.pop("runs"),
     lambda found: found.pop("config"),
@@ -842,9 +851,7 @@ CHANGES = [
     lambda found: found["runs"][0].update(final={"accuracy": 1.0}),
     lambda found: found["runs"][0]["curve"][0].update(accuracy="high"),
     lambda found: found["runs"][0]["curve"][0].update(more=1),
-    lambda found: (
-        found["runs"][0]["curve"][-1].pop("accuracy") and found["runs"][0]["final"].clear()
-    ),
+    without_metric,
 ]
 
 

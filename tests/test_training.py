@@ -50,6 +50,13 @@ SHORT = {
     "vit": [*SHAPE["vit"], *"--limit 300 --batch-size 50 --epochs 4".split()],
     "lm": [*SHAPE["lm"], *"--steps 24".split()],
 }
+# Processes of their own have one thread, too: with another number of threads, sums have another
+# order, and the last bits differ.
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+# A job that a shell runs in the background ignores SIGINT, and so do its children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 LR = {"vit": 0.002, "lm": 0.004}
 METRICS = {"vit": ["accuracy"], "lm": ["loss", "bpc", "perplexity"]}
 
@@ -83,10 +90,11 @@ def script(task, *words, stdout=None):
         return status, Path(out.name).read_text(), Path(err.name).read_text()
 
 
-def process(task, *words, **more):
+def process(task, *words, **environment):
     """`python train_vit.py WORDS` in a process of its own."""
     command = [sys.executable, str(ROOT / f"train_{task}.py"), *words]
-    return subprocess.run(command, capture_output=True, text=True, **more)
+    environment = ENVIRONMENT | environment
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
 def results(folder):
@@ -421,7 +429,7 @@ class PlainText:
         last = (len(self.validation) - 1) // 16 - 1
         starts = [16 * int(i * last / 255) for i in range(256)]
         nats = self.nats(model, self.validation, starts).item()
-        return nats == pytest.approx(point["loss"], abs=1e-3)
+        return nats == pytest.approx(point["loss"], abs=3e-5)
 
 
 @pytest.mark.parametrize(
@@ -429,10 +437,10 @@ class PlainText:
     [("vit", PlainImages, (0.9, 0.999), 0.05), ("lm", PlainText, (0.9, 0.99), 0.1)],
 )
 def test_a_run_is_what_a_plain_loop_makes(task, plain, betas, decay):
-    """The batches, the schedule, the clipping, AdamW and the evaluation, written out once more.
+    """The batches, the schedule, AdamW and the evaluation, written out once more.
 
-    The optimizer of the scripts is fused, and its rounding differs. Over 24 steps the difference
-    grows from 1e-7 to about 1e-5. Any change of the recipe makes more than the tolerance of 1e-3.
+    The optimizer of the scripts is fused, and its rounding differs: over 24 steps this changes a
+    loss by about 1e-6. The smallest change of the recipe, another beta2, makes more than 1e-4.
     """
     steps, seed, peak = 24, 3, 1e-2
     words = ["--init", "mimetic", "--seed", str(seed), "--lr", str(peak)]
@@ -455,15 +463,31 @@ def test_a_run_is_what_a_plain_loop_makes(task, plain, betas, decay):
             cosine = math.cos(math.pi * (step - 2) / (steps - 2))
             rate = peak * (0.1 + 0.9 * (1 + cosine) / 2)
         with torch.no_grad():
-            norm = sum((p.grad**2).sum() for p in model.parameters()) ** 0.5
-            for p in model.parameters():
-                p.grad *= min(1, 1 / norm)
             plain_adamw(model.parameters(), rate, step + 1, state, betas, decay)
             if (step + 1) % 3 == 0:
                 point = run["curve"][step // 3]
                 assert point["step"] == step + 1
-                assert point["train_loss"] == pytest.approx(np.mean(losses[-3:]), abs=1e-3)
+                assert point["train_loss"] == pytest.approx(np.mean(losses[-3:]), abs=3e-5)
                 assert data.agrees(model, point)
+
+
+@both_scripts
+def test_gradients_are_clipped_to_a_norm_of_1(task, monkeypatch):
+    """Shown on losses that are a thousand times too large."""
+    cross_entropy = F.cross_entropy
+    monkeypatch.setattr(F, "cross_entropy", lambda *of: 1000 * cross_entropy(*of))
+    norms = []
+
+    def look(optimizer, args, kwargs):
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
+        norms.append(torch.cat([gradient.flatten() for gradient in gradients]).norm().item())
+
+    hook = torch.optim.optimizer.register_optimizer_step_pre_hook(look)
+    try:
+        MAIN[task]([*TINY[task], "--init", "mimetic"])
+    finally:
+        hook.remove()
+    assert norms == pytest.approx([1.0] * 8, rel=1e-4)
 
 
 @given(task=st.sampled_from(["vit", "lm"]), steps=st.integers(1, 3000), peak=st.floats(1e-6, 1))
@@ -576,7 +600,7 @@ def text_of(length, context):
 def test_the_validation_windows_cover_the_text_evenly(context, extra):
     """At most 256 windows, side by side, none twice, from the first to the last that there is."""
     text = text_of(context + extra, context)
-    starts = text.validation_starts()
+    starts = text.validation_offsets()
     windows = (context + extra - 1) // context
     assert len(starts) == min(windows, 256)
     assert starts[0] == 0
@@ -791,12 +815,12 @@ def test_only_cuda_computes_in_bfloat16(task, device, expected, monkeypatch):
 
 @pytest.mark.slow
 def test_images_stay_bytes_until_the_batch():
-    """40,000 images of 3,072 bytes may cost their size twice: as they are read, and as tensors.
+    """20,000 images of 3,072 bytes may cost their size twice: as they are read, and as tensors.
 
     As float32 they would cost four times as much more.
     """
     peaks = []
-    for name, count in (("few", 100), ("many", 40_000)):
+    for name, count in (("few", 1000), ("many", 20_000)):
         images = np.zeros((count, 32, 32, 3), np.uint8)
         labels = np.arange(count) % 10
         np.savez(
@@ -806,15 +830,17 @@ def test_images_stay_bytes_until_the_batch():
             test_images=images[:100],
             test_labels=labels[:100],
         )
-        words = "--patch-size 16 --epochs 1 --batch-size 100 --dim 8 --heads 1 --depth 1"
+        words = "--patch-size 16 --epochs 1 --batch-size 1000 --dim 8 --heads 1 --depth 1"
         command = [sys.executable, str(ROOT / "train_vit.py"), "--data", f"{name}.npz"]
         child = subprocess.Popen(
-            [*command, *words.split(), "--init", "default"], stdout=subprocess.DEVNULL
+            [*command, *words.split(), "--init", "default"],
+            stdout=subprocess.DEVNULL,
+            env=ENVIRONMENT,
         )
         _, status, usage = os.wait4(child.pid, 0)
         assert status == 0
         peaks.append(usage.ru_maxrss * 1024)
-    assert peaks[1] - peaks[0] < 2.5 * 40_000 * 3072
+    assert peaks[1] - peaks[0] < 2.5 * 19_000 * 3072
 
 
 @pytest.mark.slow

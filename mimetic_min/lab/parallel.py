@@ -31,8 +31,9 @@ def is_first():
 
 
 def join():
-    """Meet the other processes, if the launcher started this one. On CUDA each takes a GPU of its
-    own.
+    """Meet the other processes, if the launcher started this one.
+
+    On CUDA each takes a GPU of its own. All but the first print nothing.
     """
     if not dist.is_torchelastic_launched() or dist.is_initialized():
         return
@@ -44,7 +45,7 @@ def join():
 
 
 def leave():
-    """The end of what `join` began."""
+    """Undo `join`."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -81,6 +82,7 @@ def wrap(model):
     """The model, with gradients that are averaged over the processes."""
     if count() == 1:
         return model
+    # The only buffers are positions, which do not change.
     return DistributedDataParallel(model, forward_sync_buffers=False)
 
 
@@ -94,6 +96,11 @@ def total(numbers):
     return numbers
 
 
+def wait():
+    """Wait until all processes are here."""
+    total(torch.zeros(1))
+
+
 def from_first(make):
     """What make() returns in the first process. The others do not call it."""
     result = [make() if is_first() else None]
@@ -104,12 +111,13 @@ def from_first(make):
 
 @contextmanager
 def first_process_first():
-    """A block that the first process of each machine finishes before the others begin: only it
-    downloads.
+    """A block that the first process of each machine finishes before the others begin.
+
+    So only one of them downloads.
     """
     leads = os.environ.get("LOCAL_RANK", "0") == "0"
     if not leads:
-        total(torch.zeros(1))
+        wait()
     yield
     if leads:
-        total(torch.zeros(1))
+        wait()

@@ -1,4 +1,4 @@
-"""The line that tells how far it is: in place on a terminal, else a new line now and then."""
+"""The line of progress: in place on a terminal, else a new line now and then."""
 
 import shutil
 import sys

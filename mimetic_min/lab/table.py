@@ -13,9 +13,7 @@ from dataclasses import dataclass
 
 @dataclass
 class Metric:
-    """How a result is printed: in `unit`, which is `factor` times the number in the file, with so
-    many decimals.
-    """
+    """How a result is printed: factor * value, with so many decimals, and its unit."""
 
     title: str
     unit: str
@@ -56,15 +54,14 @@ class Best:
 
 
 def best_of(runs):
-    """({init: Best}, the seeds that chose the rates, the seeds that are reported) of the entries of
-    results.json.
+    """Returns {init: Best}, the seeds that chose the rates, and the seeds that are reported.
 
-    A run that diverged counts as infinitely bad.
+    `runs` are the entries of results.json. A run that diverged counts as infinitely bad.
     """
     metric_name = metric_of(next(run["final"] for run in runs if "final" in run))
     metric = METRICS[metric_name]
     worst = -math.inf if metric.higher_is_better else math.inf
-    value = {}
+    value = {}  # (init, lr, seed) -> result
     for run in runs:
         result = metric.factor * run["final"][metric_name] if "final" in run else worst
         value[run["init"], run["lr"], run["seed"]] = result
@@ -76,19 +73,18 @@ def best_of(runs):
     choosing = seeds[:half] or seeds
     reported = seeds[half:]
     choose = max if metric.higher_is_better else min
-    best = {}
+    best = {}  # init -> Best
     for init in inits:
-
-        def mean_at(lr, init=init):
-            return statistics.mean(value[init, lr, seed] for seed in choosing)
-
-        lr = choose(rates, key=mean_at)
+        means = {}
+        for lr in rates:
+            means[lr] = statistics.mean(value[init, lr, seed] for seed in choosing)
+        lr = choose(means, key=means.get)
         best[init] = Best(lr, [value[init, lr, seed] for seed in reported])
     return best, choosing, reported
 
 
 def spread(values, decimals):
-    """Mean ± standard deviation; of one value only the value."""
+    """Mean ± standard deviation. One value has no deviation."""
     if not all(map(math.isfinite, values)):
         diverged = sum(not math.isfinite(value) for value in values)
         return f"diverged, {diverged} of {len(values)}"
@@ -101,7 +97,9 @@ def spread(values, decimals):
 def gain(values, base, decimals):
     """How far the mean of `values` is from that of `base`, ± the standard error of this difference.
 
-    A difference below twice its standard error is called no difference seen.
+    A difference below twice its standard error is called no difference seen. The standard error is
+    that of independent results. Runs of one seed share their batches, so it is rather too large
+    than too small.
     """
     if not all(map(math.isfinite, [*values, *base])):
         return ""
