@@ -20,8 +20,7 @@ import torch.nn.functional as F
 
 from mimetic_min import GPT, GPTConfig
 from mimetic_min.data import fingerprint, load_text
-from mimetic_min.gpt import check_strengths
-from mimetic_min.lab import figures, options, parallel, runs, table
+from mimetic_min.lab import figures, options, parallel, runs, script, table
 
 # ---------------------------------------------------------------------------------------------
 # Options
@@ -238,14 +237,6 @@ def prepare(argv=None):
     """Everything before the training. Raises ValueError for a mistake in options or data."""
     parallel.join()
     args = options.parse(make_parser(), argv, task="lm")
-    check_strengths(
-        qk_alpha=args.qk_alpha,
-        qk_beta=args.qk_beta,
-        vp_alpha=args.vp_alpha,
-        vp_beta=args.vp_beta,
-    )
-    if args.vp_last_beta is not None:
-        check_strengths(vp_last_beta=args.vp_last_beta)
     config = GPTConfig(
         context=args.context,
         dim=args.dim,
@@ -254,9 +245,6 @@ def prepare(argv=None):
         position=args.position,
     )
     options.check_memory(config, args.batch_size * args.context, args.device)
-    with torch.device("meta"):
-        # Takes no memory, and raises ValueError for a model that cannot be built.
-        GPT(config)
     with parallel.first_process_first():
         text = Text(args)
     grid = runs.open_grid("lm", args, args.steps, text.fingerprint)
@@ -306,4 +294,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    options.script(prepare, train_grid)
+    script.run(prepare, train_grid)

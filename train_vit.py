@@ -20,8 +20,7 @@ import torch.nn.functional as F
 
 from mimetic_min import ViT, ViTConfig
 from mimetic_min.data import augment, fingerprint, load_images, mean_and_std
-from mimetic_min.lab import figures, options, parallel, runs, table
-from mimetic_min.vit import check_strengths
+from mimetic_min.lab import figures, options, parallel, runs, script, table
 
 # ---------------------------------------------------------------------------------------------
 # Options
@@ -239,12 +238,6 @@ def prepare(argv=None):
     """Everything before the training. Raises ValueError for a mistake in options or data."""
     parallel.join()
     args = options.parse(make_parser(), argv, task="vit")
-    check_strengths(
-        qk_alpha=args.qk_alpha,
-        qk_beta=args.qk_beta,
-        vp_alpha=args.vp_alpha,
-        vp_beta=args.vp_beta,
-    )
     with parallel.first_process_first():
         images = Images(args)
     _, channels, image_size, _ = images.train.shape
@@ -260,9 +253,6 @@ def prepare(argv=None):
     )
     tokens = args.batch_size * (image_size // args.patch_size) ** 2
     options.check_memory(config, tokens, args.device)
-    with torch.device("meta"):
-        # Takes no memory, and raises ValueError for a model that cannot be built.
-        ViT(config)
     if args.batch_size > len(images.train):
         raise ValueError(
             f"--batch-size must be at most {len(images.train)}, the number of training images,"
@@ -304,4 +294,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    options.script(prepare, train_grid)
+    script.run(prepare, train_grid)

@@ -43,7 +43,7 @@ MATCHED_GPT = "--init noise --qk-alpha 0.504 --vp-alpha 0.412"
 
 SHIFTED_PART = f"train_vit.py {TEN}"
 SHIFTED_FEWER = f"train_vit.py --init default noise mimetic --lr 2e-3 4e-3 {TEN}"
-DOCS_PART = "train_lm.py --lr 4e-3 --seed 3 4 5"
+DOCS_PART = f"train_lm.py --lr 4e-3 {SIX}"
 CIFAR_MODEL = "train_vit.py --data cifar10 --patch-size 4 --dim 96 --depth 6 --heads 3"
 CIFAR = f"{CIFAR_MODEL} --limit 5000 --epochs 60"
 LARGE = "train_lm.py --dim 256 --depth 6 --heads 8 --context 128 --steps 2000"

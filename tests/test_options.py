@@ -135,8 +135,8 @@ MISTAKES = [
     ("vit", "--lr nan", "--lr must be a number above 0, but it is 'nan'"),
     ("lm", "--lr=-1e-3", "--lr must be a number above 0, but it is '-1e-3'"),
     ("lm", "--lr -1e-3", "--lr must be a number above 0, but it is '-1e-3'"),
-    ("vit", "--qk-beta strong", "--qk-beta must be a number, but it is 'strong'"),
-    ("vit", "--qk-beta -inf", "--qk-beta must be a number, but it is '-inf'"),
+    ("vit", "--qk-beta strong", "--qk-beta must be between -1 and 1, but it is 'strong'"),
+    ("vit", "--qk-beta -inf", "--qk-beta must be between -1 and 1, but it is '-inf'"),
     (
         "vit",
         "--init mimetik",
@@ -150,11 +150,11 @@ MISTAKES = [
     ("vit", "--device meta", f"--device must be {DEVICES}, but it is 'meta'"),
     ("vit", "--device hpu", f"--device must be {DEVICES}, but it is 'hpu'"),
     # Strengths
-    ("vit", "--qk-beta 1.5", "qk_beta must be between -1 and 1, but it is 1.5"),
-    ("vit", "--qk-alpha -0.1", "qk_alpha must be between 0 and 1, but it is -0.1"),
-    ("lm", "--vp-alpha 1e1", "vp_alpha must be between 0 and 1, but it is 10.0"),
-    ("lm", "--vp-beta -2 --init default", "vp_beta must be between -1 and 1, but it is -2.0"),
-    ("lm", "--vp-last-beta 2", "vp_last_beta must be between -1 and 1, but it is 2.0"),
+    ("vit", "--qk-beta 1.5", "--qk-beta must be between -1 and 1, but it is '1.5'"),
+    ("vit", "--qk-alpha -0.1", "--qk-alpha must be between 0 and 1, but it is '-0.1'"),
+    ("lm", "--vp-alpha 1e1", "--vp-alpha must be between 0 and 1, but it is '1e1'"),
+    ("lm", "--vp-beta -2 --init default", "--vp-beta must be between -1 and 1, but it is '-2'"),
+    ("lm", "--vp-last-beta 2", "--vp-last-beta must be between -1 and 1, but it is '2'"),
     # Shapes
     ("vit", "--heads 5", "heads must divide dim, but 5 does not divide 64"),
     ("lm", "--heads 5", "heads must divide dim, but 5 does not divide 128"),

@@ -131,7 +131,8 @@ root, *words = sys.argv[1:]
 sys.path.insert(0, root)
 sys.argv = ["train_vit.py", *words]
 import train_vit
-from mimetic_min.lab import options, parallel
+from mimetic_min.lab import parallel
+from mimetic_min.lab import script as lab_script
 
 learning_rate = train_vit.learning_rate
 
@@ -141,7 +142,7 @@ def deadly(step, steps, peak):
     return learning_rate(step, steps, peak)
 
 train_vit.learning_rate = deadly
-options.script(train_vit.prepare, train_vit.train_grid)
+lab_script.run(train_vit.prepare, train_vit.train_grid)
 """
 
 

@@ -37,7 +37,8 @@ from test_training import (
 )
 
 import train_vit
-from mimetic_min.lab import files, options, runs
+from mimetic_min.lab import files, runs
+from mimetic_min.lab import script as lab_script
 
 # ---------------------------------------------------------------------------------------------
 # Helpers
@@ -649,7 +650,7 @@ def test_without_any_output_the_grid_is_trained_all_the_same(task, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["", *TINY[task], "--init", "off", "--out", "run"])
     monkeypatch.setattr(sys, "stdout", None)
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    options.script(MODULE[task].prepare, MODULE[task].train_grid)
+    lab_script.run(MODULE[task].prepare, MODULE[task].train_grid)
     signal.signal(signal.SIGINT, handlers[0])
     signal.signal(signal.SIGTERM, handlers[1])
     assert len(results("run")["runs"]) == 1

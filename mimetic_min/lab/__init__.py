@@ -1,6 +1,7 @@
 """The laboratory: what the two training scripts share, and what nobody needs to read first.
 
-options.py    the options that both scripts have, and the one line that a user's mistake gets
+options.py    the options that both scripts have
+script.py     what the user sees of a mistake, a stop and a bug
 runs.py       a grid of runs in a folder: checkpoints, going on after a stop, results.json
 table.py      the closing table: the best rate of each start, mean and spread, gains
 parallel.py   several processes that train one model

@@ -1,4 +1,4 @@
-"""The options that both training scripts have, and the one line for a user's mistake."""
+"""The options that both training scripts have, each checked before anything is trained."""
 
 import argparse
 import inspect
@@ -6,7 +6,6 @@ import json
 import math
 import os
 import re
-import signal
 import sys
 from contextlib import suppress
 from dataclasses import fields
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from . import figures, parallel, progress
+from . import figures, parallel
 
 # These belong to the machine, not to the experiment: they can be chosen again with --resume.
 MACHINE = ("device", "compile", "plot")
@@ -35,13 +34,16 @@ class Parser(argparse.ArgumentParser):
 # Types of options
 
 
-def option_type(convert, allows, allowed):
-    """An argparse type: the text by `convert`, if `allows` agrees; else a line with `allowed`."""
+def option_type(convert, is_valid, allowed):
+    """An argparse type: it converts the text, and refuses a value that is not valid.
+
+    Its error says what is `allowed`.
+    """
 
     def parse_option(text):
         with suppress(ValueError):
             value = convert(text)
-            if allows(value):
+            if is_valid(value):
                 return value
         raise argparse.ArgumentTypeError(f"must be {allowed}, but it is {text.strip()!r}")
 
@@ -70,7 +72,8 @@ def can_compile():
 
 whole_number = option_type(int, lambda n: 1 <= n < 2**31, "a whole number above 0")
 seed = option_type(int, lambda n: 0 <= n < 2**63, "a whole number from 0")
-number = option_type(float, math.isfinite, "a number")
+alpha = option_type(float, lambda x: 0 <= x <= 1, "between 0 and 1")
+beta = option_type(float, lambda x: -1 <= x <= 1, "between -1 and 1")
 positive_number = option_type(float, lambda x: 0 < x < math.inf, "a number above 0")
 device = option_type(str, torch_has, "cpu, or a cuda or mps device that torch finds here")
 
@@ -107,10 +110,13 @@ def shared_parser(description, inits, default_inits, config, mimetic_init_, lr, 
     for name in ("dim", "depth", "heads"):
         add(f"--{name}", "shape of the model", shape[name], type=whole_number)
     add("--position", "sincos or learned", shape["position"], type=one_of(["sincos", "learned"]))
+    # --qk-alpha, --qk-beta and so on, with the defaults of the model.
     for name, parameter in inspect.signature(mimetic_init_).parameters.items():
-        if name.endswith(("_alpha", "_beta")):
-            option = "--" + name.replace("_", "-")
-            add(option, "strength of the mimetic start", parameter.default, type=number)
+        option = "--" + name.replace("_", "-")
+        if name.endswith("_alpha"):
+            add(option, "random part of the mimetic start", parameter.default, type=alpha)
+        elif name.endswith("_beta"):
+            add(option, "diagonal of the mimetic start", parameter.default, type=beta)
     best_device = "cuda" if torch.cuda.is_available() else "cpu"
     add("--device", "where torch computes", best_device, type=device)
     parser.add_argument(
@@ -228,7 +234,8 @@ def check_memory(config, tokens, device):
     # Four matrices in the attention of each block, and as much as eight in its MLP.
     parameters = 12 * config.depth * config.dim**2
     # A weight, its gradient and AdamW's two moments; what the backward pass needs of each block.
-    needed = 4 * (4 * parameters + 12 * tokens * config.dim * config.depth)
+    tokens_here = tokens / parallel.count()
+    needed = 4 * (4 * parameters + 12 * tokens_here * config.dim * config.depth)
     if torch.device(device).type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory
     elif hasattr(os, "sysconf"):
@@ -240,71 +247,3 @@ def check_memory(config, tokens, device):
             f"this model needs at least {needed / 1e9:,.0f} GB of memory, but {device} has"
             f" {memory / 1e9:,.0f} GB; choose a smaller --dim, --depth or --batch-size"
         )
-
-
-# ---------------------------------------------------------------------------------------------
-# The script
-
-
-def stop(number, frame):
-    """SIGTERM ends a script as Ctrl-C does. A second signal would interrupt its last words."""
-    ignore_signals()
-    raise KeyboardInterrupt
-
-
-def ignore_signals():
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-
-
-def script(prepare, train_grid):
-    """Run a training script: prepared = prepare(), then train_grid(*prepared).
-
-    Whatever is wrong in the preparation, the user can mend it: it ends in one line on stderr and
-    exit status 2. After it only a full disk, a damaged checkpoint and too little memory end so.
-    Anything else is a bug and shows its traceback. Ctrl-C and SIGTERM end in one line that says how
-    to go on, and in status 130.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, stop)
-    if sys.stdout is not None:
-        # A sample of a text may hold what the terminal cannot show.
-        sys.stdout.reconfigure(errors="replace")
-    try:
-        prepared = prepare()
-    except (ValueError, OSError, MemoryError, torch.OutOfMemoryError) as error:
-        _end(error, 2)
-    except KeyboardInterrupt as error:
-        _end(error, 130)
-    try:
-        train_grid(*prepared)
-        if sys.stdout is not None:
-            # Here, not when Python ends, so that a full disk is one line, too.
-            sys.stdout.flush()
-        parallel.leave()
-    except (OSError, MemoryError, torch.OutOfMemoryError) as error:
-        _end(error, 2)
-    except KeyboardInterrupt as error:
-        _end(error, 130)
-
-
-def _end(error, status):
-    """Print one line and exit."""
-    ignore_signals()
-    if isinstance(error, KeyboardInterrupt):
-        line = "stopped"
-    elif isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        line = "too little memory; choose a smaller --dim, --depth or --batch-size"
-    else:
-        line = str(error).split("\n")[0]
-    with suppress(OSError):
-        progress.clear()
-    name = Path(sys.argv[0]).name
-    if parallel.count() > 1:
-        name += f", process {parallel.rank()}"
-    print(f"{name}: " + "; ".join([line, *getattr(error, "__notes__", [])]), file=sys.stderr)
-    if isinstance(error, OSError) and sys.stdout is not None:
-        # Python would write the rest of a broken or full stdout again, and fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(status)

@@ -38,7 +38,7 @@ SECONDS_BETWEEN_CHECKPOINTS = 60
 
 
 class Run:
-    """One run of a grid. The training loop holds it:
+    """One run of a grid. A training loop uses it like this:
 
         for step in run.steps(model, optimizer):
             ...                                             # train on one batch
@@ -60,10 +60,11 @@ class Run:
         self.losses = []  # since the last evaluation
 
     def steps(self, model, optimizer):
-        """Yield the number of each step that is still to be done, and keep checkpoints.
+        """Yield the number of each step that is still to be done, and save checkpoints between
+        them.
 
-        If there is a checkpoint, model and optimizer take its state, and the steps go on from
-        there. A run whose numbers are no longer finite ends early.
+        If there is a checkpoint already, the model and the optimizer take its state, and the steps
+        go on from there. If numbers are no longer finite, the run ends early.
         """
         self.model = model
         self.optimizer = optimizer
@@ -99,7 +100,7 @@ class Run:
         return done * EVALUATIONS // self.total_steps > step * EVALUATIONS // self.total_steps
 
     def log(self, step, loss):
-        """Keep the loss of a step, a tensor. Its value is read only for a person who watches."""
+        """Keep the loss of a step, a tensor. Reading it makes a GPU wait, so it is read rarely."""
         self.losses.append(loss.detach())
         if progress.due():
             self._show(step, loss.item(), done=False)
@@ -143,30 +144,31 @@ class Run:
         self.grid.save(self.path(), state)
 
     def _restore(self):
-        """Put the newest checkpoint into the model and the optimizer. Returns the number of steps
-        done, or 0.
+        """Put the newest checkpoint, if there is one, into the model and the optimizer.
 
-        Raises OSError if the file is damaged, or belongs to another run.
+        Returns the number of steps done. Raises OSError if the file is damaged, or belongs to
+        another run.
         """
-        if not self.path().exists():
+        path = self.path()
+        if not path.exists():
             return 0
-        with suppress(Exception):  # It depends on the damage what is raised.
-            state = load(self.path())
-            same_run = all(
-                state["run"][name] == self.result[name] for name in ("init", "seed", "lr", "steps")
-            )
-            if same_run and state["options"] == self.grid.results["config"]:
-                self.model.load_state_dict(state["model"])
-                self.optimizer.load_state_dict(state["optimizer"])
-                self.losses = [
-                    loss.to(next(self.model.parameters()).device) for loss in state["losses"]
-                ]
-                self.result.update(state["run"])
-                return state["steps_done"]
-        raise OSError(
-            f"cannot go on from {self.path()}: it is damaged, or belongs to another run;"
-            " move it away to train this run from its start"
-        )
+        try:
+            state = load(path)
+            names = ("init", "seed", "lr", "steps")
+            same_run = all(state["run"][name] == self.result[name] for name in names)
+            if not same_run or state["options"] != self.grid.results["config"]:
+                raise ValueError("this is the checkpoint of another run")
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            device = next(self.model.parameters()).device
+            self.losses = [loss.to(device) for loss in state["losses"]]
+            self.result.update(state["run"])
+            return state["steps_done"]
+        except Exception as error:  # Its kind depends on the damage.
+            raise OSError(
+                f"cannot go on from {path}: it is damaged, or belongs to another run;"
+                " move it away to train this run from its start"
+            ) from error
 
     def _show(self, step, train_loss, done):
         line = f"{self.init:10} seed {self.seed}  lr {self.lr:g}"
@@ -184,8 +186,9 @@ class Run:
 
 
 class Grid:
-    """The runs of one experiment and their folder. Use it in a `with` block: it holds the lock of
-    the folder.
+    """The runs of one experiment, and their folder.
+
+    It holds the lock of the folder. So use it in a `with` block.
     """
 
     def __init__(self, folder, results, total_steps, lock):
@@ -209,8 +212,8 @@ class Grid:
 
     def unfinished(self):
         """Yield the runs that are still to be trained, in the order of the grid."""
-        runs = len(self.order)
-        print(f"{runs} runs of {self.total_steps:,} steps, in {self.folder}", flush=True)
+        count = len(self.order)
+        print(f"{count} runs of {self.total_steps:,} steps, in {self.folder}", flush=True)
         for seed, lr, init in self.order[len(self.results["runs"]) :]:
             yield Run(self, init, seed, lr)
 
@@ -221,11 +224,12 @@ class Grid:
         self._write("results.json", json.dumps(self.results, indent=1) + "\n")
 
     def to_draw(self):
-        """The finished runs of one seed and learning rate, those with the most of them."""
+        """Yield the finished runs of the seed and learning rate that has the most of them."""
         finished = [result for result in self.results["runs"] if "final" in result]
         pairs = [(result["seed"], result["lr"]) for result in finished]
-        for result in finished:
-            if (result["seed"], result["lr"]) == max(pairs, key=pairs.count):
+        commonest = max(pairs, key=pairs.count, default=None)
+        for result, pair in zip(finished, pairs):
+            if pair == commonest:
                 yield Run(self, result["init"], result["seed"], result["lr"])
 
     def save(self, path, state):
@@ -236,14 +240,12 @@ class Grid:
             write(path, file.getvalue())
 
     def write_log(self, *unfinished):
-        """Write log.csv, with the curve of a run that goes on."""
+        """Write log.csv: a row per evaluation of the finished runs and of the `unfinished` one."""
+        rows = []
+        for result in [*self.results["runs"], *unfinished]:
+            names = {name: result[name] for name in ("init", "seed", "lr")}
+            rows += [names | point for point in result["curve"]]
         file = io.StringIO()
-        results = [*self.results["runs"], *unfinished]
-        rows = [
-            {"init": result["init"], "seed": result["seed"], "lr": result["lr"], **point}
-            for result in results
-            for point in result["curve"]
-        ]
         if rows:
             writer = csv.DictWriter(file, rows[0], lineterminator="\n")
             writer.writeheader()
@@ -256,6 +258,7 @@ class Grid:
 
     def seconds_left(self, run, step):
         """An estimate for the whole grid, from the pace of this process."""
+        # The step that is reported is not counted yet.
         pace = (time.monotonic() - self.begun) / (self.steps_done + 1)
         later_runs = len(self.order) - len(self.results["runs"]) - 1
         return pace * (self.total_steps - step - 1 + later_runs * self.total_steps)
@@ -266,8 +269,7 @@ class Grid:
 
 
 def open_grid(task, args, total_steps, fingerprint):
-    """The grid of these options: in a new folder, or with --resume in the folder that it was
-    started in.
+    """The grid of these options, in a new folder, or with --resume in its old one.
 
     `fingerprint` is a number that tells the data from others. Raises ValueError if the folder is
     not free, is in use, or holds another experiment.
@@ -290,7 +292,7 @@ def open_grid(task, args, total_steps, fingerprint):
 
     folder = Path(args.resume)
     lock = take_lock(folder)
-    # Another process may have finished a run before this one had the lock.
+    # Read it again: another process may have finished a run before this one had the lock.
     results = json.loads((folder / "results.json").read_text())
     if results.get("fingerprint") != fingerprint:
         raise ValueError(
@@ -340,7 +342,7 @@ def new_folder(out, task, data):
         folder = Path(out)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            # Both are left by a start that was killed at once.
+            # Both are left by a process that was killed right after it made the folder.
             is_free = not set(os.listdir(folder)) - {"lock", "results.json.tmp"}
         except OSError as error:
             raise ValueError(
