@@ -38,7 +38,7 @@ def positions():
         model = ViT(ViTConfig(patch_size=1, position=position)).mimetic_init_()
         P = model.positions
         alike = P @ P.T / P.square().sum(1).mean()
-        row[0].imshow(alike, cmap="cividis", vmin=-1, vmax=1)
+        row[0].imshow(alike, cmap="cividis")
         row[0].set_title("$P P^T$: which positions are alike?")
         row[0].set_ylabel(name, fontsize=11)
         mean_map = figures.mean_maps(model, images)[0][1]

@@ -71,16 +71,18 @@ def command(name):
     return f"    python {EXPERIMENTS[name]}\n"
 
 
+def seeds_in_words(seeds):
+    return f"Seed{'s' if len(seeds) > 1 else ''} {table.listed(seeds)}"
+
+
 def seeds_line(runs):
     """Which seeds chose the rates, and which ones are reported."""
     _, choosing, reported = table.best_of(runs)
     rates = sorted({run["lr"] for run in runs})
-    text = f"Seeds {table.listed(reported)}"
+    text = seeds_in_words(reported)
     if len(rates) > 1:
-        text += (
-            f"; each rate is the best of {table.listed(rates)}"
-            f" on the seeds {table.listed(choosing)}"
-        )
+        chosen_on = seeds_in_words(choosing).lower()
+        text += f"; each rate is the best of {table.listed(rates)} on {chosen_on}"
     return text + "."
 
 
@@ -116,7 +118,7 @@ def rates_table(name):
         cells = [table.spread(values_of(runs, init, lr), metric.decimals) for lr in rates]
         rows.append([init, *cells])
     seeds = sorted({run["seed"] for run in runs})
-    return f"{markdown(rows)}\n\nSeeds {table.listed(seeds)}, {metric.title} in {metric.unit}."
+    return f"{markdown(rows)}\n\n{seeds_in_words(seeds)}; {metric.title} in {metric.unit}."
 
 
 def steps_table(name):
@@ -374,7 +376,7 @@ def strengths_data():
 
 def draw_rates(data):
     """Each start's result against the rate, one panel per data set."""
-    figure = figures.new_figure(5 * len(data), 4)
+    figure = figures.new_figure(5 * len(data) + 1, 4)
     panels = figure.subplots(1, len(data), squeeze=False)[0]
     for axes, (title, lines) in zip(panels, data.items()):
         for init, points in lines.items():
@@ -386,7 +388,12 @@ def draw_rates(data):
         axes.set_title(title)
         axes.set_xlabel("learning rate")
         axes.set_xscale("log")
-        axes.legend(fontsize=8)
+        rates = sorted({lr for points in lines.values() for lr, _, _ in points})
+        axes.set_xticks(rates, [f"{lr:g}" for lr in rates])
+        axes.minorticks_off()
+    # The first panel has every start. The legend stands beside the last, where it covers nothing.
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", fontsize=9)
     return figure
 
 

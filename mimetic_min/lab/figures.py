@@ -404,14 +404,15 @@ def trained_networks(networks, reference=None):
     columns = max(len(group) for group in groups)
     figure = new_figure(max(5.5, 4.6 * columns), 5.6 * len(groups) + 0.9)
     blocks = figure.subfigures(len(groups), columns, squeeze=False)
-    plots = []
     for group, blocks_of_row in zip(groups, blocks):
+        plots = []
         for (name, attentions), block in zip(group.items(), blocks_of_row):
             plots.append(draw_network(block, name, attentions))
-    lowest = min(axes.get_ylim()[0] for axes in plots)
-    highest = max(axes.get_ylim()[1] for axes in plots)
-    for axes in plots:
-        axes.set_ylim(lowest, highest)
+        # One scale per row.
+        lowest = min(axes.get_ylim()[0] for axes in plots)
+        highest = max(axes.get_ylim()[1] for axes in plots)
+        for axes in plots:
+            axes.set_ylim(lowest, highest)
     set_title(
         figure,
         "What training writes into attention weights. Look for the diagonals:",
