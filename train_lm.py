@@ -80,7 +80,7 @@ class Text:
         """Windows at random places of the training text.
 
         They depend only on the seed and the step. So every start sees the same batches, and a run
-        that was stopped sees them again.
+        that goes on after a stop sees those that would have come next.
         """
         places = len(self.train) - self.context
         offsets = np.random.default_rng([seed, step]).integers(0, places, self.batch_size)
@@ -190,12 +190,13 @@ def sample(model, count, seed):
 
 def train(run, args, config, text):
     """Train one run: a model with the start `run.init`, at the peak learning rate `run.lr`."""
-    # All starts of a seed have the same weights outside the attention.
+    # The seed is set before the model is made, so all starts share the weights outside the
+    # attention.
     torch.manual_seed(run.seed)
     model = GPT(config)
     initialise(model, run.init, args)
     model.to(args.device)
-    # The same weights, compiled and shared by several processes if the options say so.
+    # The same weights, compiled with --compile, and in DistributedDataParallel under torchrun.
     train_model = parallel.wrap(torch.compile(model) if args.compile else model)
     optimizer = make_optimizer(model)
 

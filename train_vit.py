@@ -68,8 +68,8 @@ def make_parser():
 # Data
 
 
-# The usual augmentation of each data set; the others have none. SVHN is not mirrored, since a
-# mirrored digit is no digit.
+# The augmentation without --augment. Data sets that are not listed have none. SVHN is not
+# mirrored, since a mirrored digit is no digit.
 AUGMENT = {
     "cifar10": "crop+flip",
     "cifar100": "crop+flip",
@@ -103,11 +103,12 @@ class Images:
         """The images (batch, channels, size, size) and labels (batch,) of a training step.
 
         They depend only on the seed and the step. So every start sees the same batches, and a run
-        that was stopped sees them again. That is why the order of the epoch is made anew in every
-        step. An incomplete batch at the end of an epoch is left out.
+        that goes on after a stop sees those that would have come next. That is why the order of the
+        epoch is made anew in every step. An incomplete batch at the end of an epoch is left out.
         """
         epoch, i = divmod(step, self.steps_per_epoch)
         order = np.random.default_rng([seed, epoch]).permutation(len(self.train))
+        # Under torchrun, parallel.share takes the part of this process. Otherwise it takes all.
         chosen = order[i * self.batch_size : (i + 1) * self.batch_size]
         chosen = torch.from_numpy(parallel.share(chosen)).to(self.train.device)
         images = self.train[chosen]
@@ -196,12 +197,13 @@ def accuracy(model, images):
 
 def train(run, args, config, images):
     """Train one run: a model with the start `run.init`, at the peak learning rate `run.lr`."""
-    # All starts of a seed have the same weights outside the attention.
+    # The seed is set before the model is made, so all starts share the weights outside the
+    # attention.
     torch.manual_seed(run.seed)
     model = ViT(config)
     initialise(model, run.init, args)
     model.to(args.device)
-    # The same weights, compiled and shared by several processes if the options say so.
+    # The same weights, compiled with --compile, and in DistributedDataParallel under torchrun.
     train_model = parallel.wrap(torch.compile(model) if args.compile else model)
     optimizer = make_optimizer(model)
 

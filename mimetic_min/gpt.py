@@ -31,7 +31,7 @@ from torch import nn
 
 def mimetic_target(dim, alpha, beta, generator=None):
     """A = alpha Z + beta I, where Z has entries N(0, 1/dim). Returns A (dim, dim)."""
-    # On the CPU and in float32, so that a seed always gives the same weights.
+    # On the CPU and in float32, so that a seed gives the same draws for every model.
     place = {"device": "cpu", "dtype": torch.float32}
     Z = torch.randn(dim, dim, generator=generator, **place) / sqrt(dim)
     I = torch.eye(dim, **place)
@@ -130,7 +130,7 @@ class Attention(nn.Module):
 
     @torch.no_grad()
     def query_key_init_(self, alpha, beta, generator=None):
-        """Set W_Q and W_K of each head: W_Q W_K^T is the closest to the target of rank head_dim.
+        """Set W_Q and W_K. Of rank head_dim, each head's W_Q W_K^T is the closest to its target.
 
         The cut to that rank keeps only part of the diagonal. With dim 192, 3 heads, and alpha and
         beta of 0.7, the diagonal has a mean of 0.39.
@@ -146,7 +146,7 @@ class Attention(nn.Module):
 
     @torch.no_grad()
     def value_projection_init_(self, alpha, beta, generator=None):
-        """Set W_V and W_proj: W_V W_proj is the target itself, since its rank may be full."""
+        """Set W_V and W_proj. W_V W_proj is the target itself: at full rank nothing is cut."""
         check_strengths(alpha=alpha, beta=beta)
         dim = self.W_V.shape[0]
         A = mimetic_target(dim, alpha, beta, generator)
@@ -184,7 +184,7 @@ class Attention(nn.Module):
     # Two usual starts, to compare with
 
     def default_init_(self):
-        """Every entry N(0, 0.02^2), as in timm. (GPT-2 then makes W_proj smaller.)"""
+        """Every entry N(0, 0.02^2), as in timm. (The GPT in gpt.py makes W_proj smaller.)"""
         for W in self.parameters():
             nn.init.normal_(W, std=0.02)
 

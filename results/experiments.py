@@ -86,6 +86,7 @@ EXPERIMENTS = {
         f"{CIFAR} --init noise mimetic --qk-alpha 0.4 --qk-beta 0.4 --lr 1e-3 2e-3 {THREE}"
     ),
     "cifar-matched": f"{CIFAR} {MATCHED_VIT} --lr 1e-3 2e-3 {THREE}",
+    "cifar-short": f"{CIFAR_MODEL} --limit 5000 --epochs 10 --init default noise mimetic --lr 1e-3",
     "cifar-all": f"{CIFAR_MODEL} --epochs 20 --init default noise mimetic --lr 1e-3",
     # Text
     "docs": f"train_lm.py {TEXT_INITS} {TEXT_RATES} {SIX}",

@@ -642,7 +642,7 @@ def test_a_run_that_diverges_is_marked_and_the_grid_goes_on(task, monkeypatch):
     call_in_each_step(monkeypatch, task, spoil)
     words = [*SHORT[task], "--init", "mimetic", "default", "--lr", "9", "1e-3", "--out", "run"]
     status, out, err = script(task, *words)
-    line = "{} with seed 0 and lr 9 diverged before step 12; try a lower --lr\n"
+    line = "{} with seed 0 and lr 9 diverged by step 12; try a lower --lr\n"
     assert (status, err) == (0, line.format("mimetic") + line.format("default"))
     found = results("run")["runs"]
     assert [run.get("diverged") for run in found] == [12, 12, None, None]
@@ -668,7 +668,7 @@ def test_a_rate_that_is_far_too_high_is_one_line_and_no_traceback(task):
     status, out, err = script(task, *words)
     assert status == 0
     assert "\nEvery run diverged. Try a lower --lr.\n" in out
-    assert err.startswith("default with seed 0 and lr 1e+30 diverged before step ")
+    assert err.startswith("default with seed 0 and lr 1e+30 diverged by step ")
     assert err.count("\n") == 1
 
 

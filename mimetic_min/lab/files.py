@@ -23,6 +23,8 @@ def write(path, content):
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        # It is still there after an error or a Ctrl-C.
         with suppress(OSError):
             temporary.unlink()
-        raise OSError(f"cannot write {path}: {error.strerror}") from error

@@ -95,25 +95,25 @@ class Run:
                 saved = time.monotonic()
 
     def evaluates(self, step):
-        """Whether to evaluate after this step: eight times per run, the last time at its end."""
+        """Whether to evaluate after this step: EVALUATIONS times per run, and after the last."""
         done = step + 1
         return done * EVALUATIONS // self.total_steps > step * EVALUATIONS // self.total_steps
 
     def log(self, step, loss):
-        """Keep the loss of a step, a tensor. Reading it makes a GPU wait, so it is read rarely."""
+        """Keep the loss of a step, a tensor. It is read rarely, since reading waits for a GPU."""
         self.losses.append(loss.detach())
         if progress.due():
             self._show(step, loss.item(), done=False)
 
     def record(self, step, **metrics):
-        """Take down an evaluation after a step. The last one is the result of the run."""
+        """Record the evaluation after a step. The last one is the result of the run."""
         train_loss = parallel.total(torch.stack(self.losses).mean()).item() / parallel.count()
         self.losses = []
         weights_are_finite = all(p.isfinite().all() for p in self.model.parameters())
         numbers_are_finite = all(map(math.isfinite, (train_loss, *metrics.values())))
         if not (weights_are_finite and numbers_are_finite):
             self.result["diverged"] = step + 1
-            self._warn(f"diverged before step {step + 1:,}; try a lower --lr")
+            self._warn(f"diverged by step {step + 1:,}; try a lower --lr")
             return
         self.result["curve"].append({"step": step + 1, "train_loss": train_loss, **metrics})
         is_last = step + 1 == self.total_steps
@@ -197,6 +197,7 @@ class Grid:
         self.total_steps = total_steps
         self.lock = lock
         config = results["config"]
+        # (seed, lr, init) of each run, in order. A value that was given twice counts once.
         self.order = list(dict.fromkeys(product(config["seed"], config["lr"], config["init"])))
         self.begun = time.monotonic()
         self.steps_done = 0  # by this process
@@ -212,8 +213,7 @@ class Grid:
 
     def unfinished(self):
         """Yield the runs that are still to be trained, in the order of the grid."""
-        count = len(self.order)
-        print(f"{count} runs of {self.total_steps:,} steps, in {self.folder}", flush=True)
+        print(f"{len(self.order)} runs of {self.total_steps:,} steps, in {self.folder}", flush=True)
         for seed, lr, init in self.order[len(self.results["runs"]) :]:
             yield Run(self, init, seed, lr)
 
@@ -271,7 +271,7 @@ class Grid:
 def open_grid(task, args, total_steps, fingerprint):
     """The grid of these options, in a new folder, or with --resume in its old one.
 
-    `fingerprint` is a number that tells the data from others. Raises ValueError if the folder is
+    `fingerprint` is a number that identifies the data. Raises ValueError if the folder is
     not free, is in use, or holds another experiment.
     """
     if args.resume is None:
@@ -292,7 +292,8 @@ def open_grid(task, args, total_steps, fingerprint):
 
     folder = Path(args.resume)
     lock = take_lock(folder)
-    # Read it again: another process may have finished a run before this one had the lock.
+    # The options were read from it before this process had the lock. Another one may have
+    # finished a run since then, so read it again.
     results = json.loads((folder / "results.json").read_text())
     if results.get("fingerprint") != fingerprint:
         raise ValueError(
@@ -305,7 +306,7 @@ def open_grid(task, args, total_steps, fingerprint):
 
 
 def _are_results(runs, grid):
-    """Whether these are entries of the first runs of the grid, with all that is read of them."""
+    """Whether these are entries of the first runs of the grid, with every field that is read."""
     if not isinstance(runs, list):
         return False
     try:
@@ -335,8 +336,9 @@ def _are_results(runs, grid):
 
 
 def new_folder(out, task, data):
-    """Make the folder `out`, which may exist if it is empty. Without it, the first free of
-    runs/vit-digits, -2, ...
+    """Make the folder `out`, which may exist if it is empty.
+
+    Without `out`, make the first free one of runs/vit-digits, runs/vit-digits-2 and so on.
     """
     if out is not None:
         folder = Path(out)
@@ -409,5 +411,5 @@ def load(path):
             if file.testzip() is not None:
                 raise OSError("a checksum is wrong")
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # It depends on the damage what is raised.
+    except Exception as error:  # What is raised depends on the damage.
         raise OSError(f"cannot read {path}: it is missing or damaged") from error

@@ -16,13 +16,14 @@ TOO_LITTLE_MEMORY = (MemoryError, torch.OutOfMemoryError)
 def run(prepare, train_grid):
     """Run a training script: first prepared = prepare(), then train_grid(*prepared).
 
-    What goes wrong in the preparation is for the user to mend. It is one line on stderr, with exit
-    status 2. During the training this holds only for a full disk, a damaged checkpoint (an OSError,
-    too) and too little memory. Every other exception is a bug and shows its traceback. Ctrl-C and
-    SIGTERM stop the script with one line that says how to go on, and with exit status 130.
+    In the preparation, a ValueError, an OSError and too little memory are for the user to mend:
+    they are one line on stderr, with exit status 2. In the training this holds only for an OSError
+    (a full disk, a damaged checkpoint) and too little memory. Every other exception is a bug and
+    shows its traceback. Ctrl-C and SIGTERM stop the script with one line that says how to go on,
+    and with exit status 130.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
-        # A shell may have started the script in the background, deaf to Ctrl-C.
+        # Under nohup, or in the background of a shell, a signal may be ignored. Keep it so.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, stop)
     if sys.stdout is not None:
@@ -34,7 +35,7 @@ def run(prepare, train_grid):
         for_the_user = (OSError, *TOO_LITTLE_MEMORY)
         train_grid(*prepared)
         if sys.stdout is not None:
-            # Python would do this at its end, where a full disk is a traceback.
+            # At its end Python would do this, and show a full disk as a traceback.
             sys.stdout.flush()
         parallel.leave()
     except KeyboardInterrupt as error:
@@ -53,7 +54,7 @@ def stop(number, frame):
 
 
 def ignore_signals():
-    """A second signal would interrupt the line that the first one gets."""
+    """Ignore further signals: a second one would interrupt the line that the first one prints."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
@@ -68,6 +69,7 @@ def end(line, error, status):
         name += f", process {parallel.rank()}"
     print(f"{name}: " + "; ".join([line, *getattr(error, "__notes__", [])]), file=sys.stderr)
     if isinstance(error, OSError) and sys.stdout is not None:
-        # Python would write the rest to a full or closed stdout once more, and fail once more.
+        # Send what is still buffered to nowhere. At its end Python would write it to the full or
+        # closed stdout once more, and fail once more.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(status)
