@@ -67,7 +67,9 @@ def end(line, error, status):
     name = Path(sys.argv[0]).name
     if parallel.count() > 1:
         name += f", process {parallel.rank()}"
-    print(f"{name}: " + "; ".join([line, *getattr(error, "__notes__", [])]), file=sys.stderr)
+    line = "; ".join([line, *getattr(error, "__notes__", [])])
+    # In one piece, so that the lines of several processes do not mix.
+    sys.stderr.write(f"{name}: {line}\n")
     if isinstance(error, OSError) and sys.stdout is not None:
         # Send what is still buffered to nowhere. At its end Python would write it to the full or
         # closed stdout once more, and fail once more.
