@@ -46,7 +46,7 @@ def select(runs, **wanted):
 
 
 def metric_of(runs):
-    return table.METRICS[table.metric_of(next(run["final"] for run in runs if "final" in run))]
+    return table.METRICS[table.metric_of_runs(runs)]
 
 
 def values_of(runs, init, lr):
@@ -127,7 +127,7 @@ def steps_table(name):
     if not runs:
         return "Not measured yet."
     best, _, reported = table.best_of(runs)
-    key = table.metric_of(next(run["final"] for run in runs if "final" in run))
+    key = table.metric_of_runs(runs)
     higher_is_better = table.METRICS[key].higher_is_better
     curves = {}
     for init, of_init in best.items():

@@ -36,6 +36,11 @@ def metric_of(values):
     raise KeyError(f"none of {', '.join(METRICS)} is in {list(values)}")
 
 
+def metric_of_runs(runs):
+    """The name of the metric of entries of results.json, of which one at least has finished."""
+    return metric_of(next(run["final"] for run in runs if "final" in run))
+
+
 def describe(point):
     """An evaluation in a few words: "accuracy 92.1 %"."""
     name = metric_of(point)
@@ -58,7 +63,7 @@ def best_of(runs):
 
     `runs` are the entries of results.json. A run that diverged counts as infinitely bad.
     """
-    metric_name = metric_of(next(run["final"] for run in runs if "final" in run))
+    metric_name = metric_of_runs(runs)
     metric = METRICS[metric_name]
     worst = -math.inf if metric.higher_is_better else math.inf
     value = {}  # (init, lr, seed) -> result
@@ -120,7 +125,7 @@ def closing_table(runs):
     if not any("final" in run for run in runs):
         return "Every run diverged. Try a lower --lr."
     best, choosing, reported = best_of(runs)
-    metric = METRICS[metric_of(next(run["final"] for run in runs if "final" in run))]
+    metric = METRICS[metric_of_runs(runs)]
     base = "default" if "default" in best else next(iter(best))
     control = "noise" if "noise" in best and base != "noise" else None
 
