@@ -39,6 +39,9 @@ INITS = {
 
 
 def make_parser():
+    # The options that train_vit.py has too: --init, --seed, --lr, --dim, --qk-alpha and so on. The
+    # defaults of the shape are those of GPTConfig, and those of the strengths are in the signature
+    # of GPT.mimetic_init_.
     parser, add = options.shared_parser(
         description=__doc__.splitlines()[0],
         inits=INITS,
@@ -295,4 +298,6 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    # As main, but a mistake in the options or the data is one line and no traceback, and Ctrl-C
+    # says how to go on.
     script.run(prepare, train_grid)

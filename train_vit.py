@@ -38,6 +38,9 @@ INITS = {
 
 
 def make_parser():
+    # The options that train_lm.py has too: --init, --seed, --lr, --dim, --qk-alpha and so on. The
+    # defaults of the shape are those of ViTConfig, and those of the strengths are in the signature
+    # of ViT.mimetic_init_.
     parser, add = options.shared_parser(
         description=__doc__.splitlines()[0],
         inits=INITS,
@@ -114,6 +117,8 @@ class Images:
         images = self.train[chosen]
         labels = self.train_labels[chosen]
         if self.augment != "none":
+            # The 1 keeps these draws apart from the order. For NumPy, the seeds [seed, epoch] and
+            # [seed, epoch, 0] are the same.
             draws = np.random.default_rng([seed, epoch, i, 1]).random(
                 (self.batch_size, 3), np.float32
             )
@@ -296,4 +301,6 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    # As main, but a mistake in the options or the data is one line and no traceback, and Ctrl-C
+    # says how to go on.
     script.run(prepare, train_grid)

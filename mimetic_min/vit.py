@@ -132,7 +132,7 @@ class Attention(nn.Module):
 
     @torch.no_grad()
     def query_key_init_(self, alpha, beta, generator=None):
-        """Set W_Q and W_K. Of rank head_dim, each head's W_Q W_K^T is the closest to its target.
+        """Set W_Q and W_K: each head's W_Q W_K^T is as near its target as rank head_dim allows.
 
         The cut to that rank keeps only part of the diagonal. With dim 192, 3 heads, and alpha and
         beta of 0.7, the diagonal has a mean of 0.39.

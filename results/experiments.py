@@ -42,7 +42,7 @@ MATCHED_VIT = "--init noise --qk-alpha 0.944 --vp-alpha 0.566"
 MATCHED_GPT = "--init noise --qk-alpha 0.504 --vp-alpha 0.412"
 
 SHIFTED_PART = f"train_vit.py {TEN}"
-SHIFTED_FEWER = f"train_vit.py --init default noise mimetic --lr 2e-3 4e-3 {TEN}"
+SHIFTED_FEWER = f"train_vit.py --init default noise mimetic --lr 2e-3 4e-3 {SIX}"
 DOCS_PART = f"train_lm.py --lr 4e-3 {SIX}"
 CIFAR_MODEL = "train_vit.py --data cifar10 --patch-size 4 --dim 96 --depth 6 --heads 3"
 CIFAR = f"{CIFAR_MODEL} --limit 5000 --epochs 60"
@@ -81,16 +81,18 @@ EXPERIMENTS = {
     "shifted-transposed": f"{SHIFTED_PART} --init mimetic",
     "shifted-matched": f"{SHIFTED_PART} {MATCHED_VIT}",
     "shifted-learned": f"{SHIFTED_PART} --init default noise mimetic --position learned",
-    "cifar": f"{CIFAR} --init off default xavier noise mimetic --lr 1e-3 2e-3 {THREE}",
-    "cifar-0.4": (
-        f"{CIFAR} --init noise mimetic --qk-alpha 0.4 --qk-beta 0.4 --lr 1e-3 2e-3 {THREE}"
+    "cifar": f"{CIFAR} --init default noise mimetic --lr 1e-3 {THREE}",
+    "cifar-controls": f"{CIFAR} --init off xavier --lr 1e-3 {THREE}",
+    "cifar-0.4": (f"{CIFAR} --init noise mimetic --qk-alpha 0.4 --qk-beta 0.4 --lr 1e-3 {THREE}"),
+    "cifar-matched": f"{CIFAR} {MATCHED_VIT} --lr 1e-3 {THREE}",
+    "cifar-rates": (
+        f"{CIFAR_MODEL} --limit 5000 --epochs 10 --init default noise mimetic --lr 5e-4 2e-3"
     ),
-    "cifar-matched": f"{CIFAR} {MATCHED_VIT} --lr 1e-3 2e-3 {THREE}",
     "cifar-short": f"{CIFAR_MODEL} --limit 5000 --epochs 10 --init default noise mimetic --lr 1e-3",
     "cifar-all": f"{CIFAR_MODEL} --epochs 20 --init default noise mimetic --lr 1e-3",
     # Text
     "docs": f"train_lm.py {TEXT_INITS} {TEXT_RATES} {SIX}",
-    "docs-learned": f"train_lm.py --position learned {TEXT_INITS} {TEXT_RATES} {SIX}",
+    "docs-learned": f"train_lm.py --position learned {TEXT_INITS} {TEXT_RATES} {THREE}",
     "docs-alone": f"{DOCS_PART} --init query-key value-projection language simple off",
     "docs-qk-flipped": f"{DOCS_PART} --init mimetic --qk-beta -0.7",
     "docs-vp-flipped": f"{DOCS_PART} --init mimetic --vp-beta 0.4",
@@ -99,8 +101,8 @@ EXPERIMENTS = {
     "docs-transposed": f"{DOCS_PART} --init mimetic",
     "docs-matched": f"{DOCS_PART} {MATCHED_GPT}",
     "docs-vision": (f"{DOCS_PART} --init noise mimetic --qk-alpha 0.7 --vp-alpha 0.4"),
-    "shakespeare": f"{SHAKESPEARE} {TEXT_INITS} {TEXT_RATES} {SIX}",
-    "shakespeare-learned": f"{SHAKESPEARE} --position learned {TEXT_INITS} {TEXT_RATES} {SIX}",
+    "shakespeare": f"{SHAKESPEARE} {TEXT_INITS} --lr 1e-3 4e-3 {THREE}",
+    "shakespeare-learned": f"{SHAKESPEARE} --position learned {TEXT_INITS} --lr 1e-3 4e-3 {THREE}",
     "large": f"{LARGE} {TEXT_INITS} --lr 2e-3 --seed 0 1",
     # Which strengths: on seeds that no other table of the GPT reports.
     **{

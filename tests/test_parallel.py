@@ -196,10 +196,30 @@ def test_no_process_outlives_a_killed_one(victim):
     assert not any(Path(f"/proc/{child}").exists() for child in children)
 
 
-def test_a_batch_that_two_processes_cannot_share_is_one_line():
-    done = torchrun(train("vit"), "--batch-size", "51")
-    # torchrun's own.
+@pytest.mark.parametrize(
+    "words, line",
+    [
+        (
+            ["--batch-size", "51"],
+            "--batch-size must be a multiple of the 2 processes, but it is 51",
+        ),
+        (
+            ["--out", "."],
+            "--out must be a new or empty folder, but . has files; to go on:"
+            " torchrun --nproc_per_node=2 train_vit.py --resume .",
+        ),
+        (
+            ["--data", "cifar10", "--data-dir", "."],
+            "there is no file cifar-10-binary.tar.gz in the folder .",
+        ),
+    ],
+)
+def test_what_the_first_process_refuses_is_one_line(words, line):
+    """The others stop with it. Before, their wait for the first one ended in a traceback."""
+    Path("mine.txt").touch()
+    done = torchrun(train("vit"), *words)
+    # torchrun's own status, and its own traceback.
     assert done.returncode == 1
-    line = "--batch-size must be a multiple of the 2 processes, but it is 51"
+    assert done.stderr.count("Traceback") == 1
     assert f"train_vit.py, process 0: {line}\n" in done.stderr
-    assert os.listdir() == []
+    assert os.listdir() == ["mine.txt"]

@@ -102,22 +102,47 @@ def wait():
 
 
 def from_first(make):
-    """What make() returns in the first process. The others do not call it."""
-    result = [make() if is_first() else None]
+    """What make() returns in the first process. The others do not call it.
+
+    A ValueError that it raises there is raised in every process.
+    """
+    made = None
+    error = None
+    if is_first():
+        try:
+            made = make()
+        except ValueError as caught:
+            error = caught
+    message = [made, error]
     if count() > 1:
-        dist.broadcast_object_list(result)
-    return result[0]
+        dist.broadcast_object_list(message)
+    made, error = message
+    if error is not None:
+        raise error
+    return made
 
 
 @contextmanager
 def first_process_first():
     """A block that the first process of each machine finishes before the others begin.
 
-    So only one of them downloads.
+    So only one of them downloads. If it raises a ValueError there, the others exit: the first one
+    says why.
     """
     leads = os.environ.get("LOCAL_RANK", "0") == "0"
     if not leads:
-        wait()
-    yield
+        _exit_if_one_failed()
+    try:
+        yield
+    except ValueError:
+        if leads:
+            total(torch.ones(1))
+        raise
     if leads:
-        wait()
+        _exit_if_one_failed()
+
+
+def _exit_if_one_failed():
+    """Wait for the others, and exit if one of them says 1 instead of 0."""
+    if total(torch.zeros(1)) > 0:
+        sys.exit(2)

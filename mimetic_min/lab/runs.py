@@ -208,8 +208,7 @@ class Grid:
     def __exit__(self, kind, error, traceback):
         if error is not None:
             error.add_note(how_to_go_on(self.results["task"], self.folder))
-        if self.lock is not None:
-            self.lock.close()
+        self.lock.release()
 
     def unfinished(self):
         """Yield the runs that are still to be trained, in the order of the grid."""
@@ -276,7 +275,8 @@ def open_grid(task, args, total_steps, fingerprint):
     """
     if args.resume is None:
         folder = parallel.from_first(lambda: new_folder(args.out, task, args.data))
-        lock = take_lock(folder)
+        lock = Lock(folder)
+        parallel.from_first(lock.take)
         results = {
             "task": task,
             "data": args.data,
@@ -291,7 +291,8 @@ def open_grid(task, args, total_steps, fingerprint):
         return grid
 
     folder = Path(args.resume)
-    lock = take_lock(folder)
+    lock = Lock(folder)
+    parallel.from_first(lock.take)
     # The options were read from it before this process had the lock. Another one may have
     # finished a run since then, so read it again.
     results = json.loads((folder / "results.json").read_text())
@@ -374,31 +375,37 @@ def how_to_go_on(task, folder):
     return f"to go on: {parallel.launcher()} train_{task}.py --resume {shlex.quote(str(folder))}"
 
 
-def take_lock(folder):
-    """The lock of a folder, an open file. It is free again when the file is closed or the process
-    ends, however it ends.
+class Lock:
+    """The lock of a folder. Of several processes of one job, only the first takes it.
 
-    Raises ValueError if another process holds it. Of several processes of one job, only the first
-    takes it.
+    It is free again when that process ends, however it ends.
     """
-    if not parallel.is_first():
-        return None
-    try:
-        import fcntl  # Windows has none: there, two processes in one folder are not noticed.
-    except ImportError:
-        return None
-    try:
-        file = open(folder / "lock", "a")
-    except OSError as error:
-        raise ValueError(f"cannot write into {folder}: {error.strerror}") from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise ValueError(
-            f"another process is training in {folder}; wait for it, or stop it"
-        ) from None
-    return file
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.file = None
+
+    def take(self):
+        """Raises ValueError if another process holds it."""
+        try:
+            import fcntl  # Windows has none: there, two processes in one folder are not noticed.
+        except ImportError:
+            return
+        try:
+            self.file = open(self.folder / "lock", "a")
+        except OSError as error:
+            raise ValueError(f"cannot write into {self.folder}: {error.strerror}") from error
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.file.close()
+            raise ValueError(
+                f"another process is training in {self.folder}; wait for it, or stop it"
+            ) from None
+
+    def release(self):
+        if self.file is not None:
+            self.file.close()
 
 
 def load(path):
