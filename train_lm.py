@@ -1,6 +1,7 @@
 """Does a GPT learn better from a mimetic start?
 
-This script trains the same small model from several starts, side by side, and ends with a table.
+This script trains the same small model from several starts, one after the other, and ends with a
+table that compares them.
 
     python train_lm.py                                        default, xavier, noise and mimetic
     python train_lm.py --init default mimetic --seed 0 1 2    a mean and a spread

@@ -1,6 +1,7 @@
 """Does a vision transformer learn better from a mimetic start?
 
-This script trains the same small model from several starts, side by side, and ends with a table.
+This script trains the same small model from several starts, one after the other, and ends with a
+table that compares them.
 
     python train_vit.py                                       off, default, noise and mimetic
     python train_vit.py --init default mimetic --seed 0 1 2   a mean and a spread
@@ -117,8 +118,8 @@ class Images:
         images = self.train[chosen]
         labels = self.train_labels[chosen]
         if self.augment != "none":
-            # The 1 keeps these draws apart from the order. For NumPy, the seeds [seed, epoch] and
-            # [seed, epoch, 0] are the same.
+            # The 1 gives these draws a seed of their own. Without it, the first batch would draw
+            # with the seed of `order`: for NumPy, [seed, epoch, 0] is the same as [seed, epoch].
             draws = np.random.default_rng([seed, epoch, i, 1]).random(
                 (self.batch_size, 3), np.float32
             )

@@ -238,7 +238,7 @@ def sincos(positions, dim):
     """From positions (n,) to their sines and cosines (n, dim).
 
     As in Attention Is All You Need, section 3.5, but all sines come first. There are dim/2
-    wavelengths, from 2 pi up to nearly 2 pi * 10,000. Near positions have similar rows. So with
+    wavelengths, from 2 pi up towards 2 pi * 10,000. Near positions have similar rows. So with
     W_Q W_K^T near I, a token attends to its neighbours.
     """
     frequencies = 10_000 ** -(torch.arange(dim // 2) / (dim // 2))
