@@ -221,9 +221,6 @@ def choices_table():
     return f"{command('choice-1')}\n{markdown(rows)}\n\nA rate of 0.004, seeds 10, 11."
 
 
-SHORT = ("noise of mimetic's size", "query-key only", "value-projection only")
-DOCS_SHORT = [part for part in DOCS_PARTS if part[0] in SHORT]
-
 ANSWERS = [
     ("shifted digits, 1,000 images", "shifted"),
     ("shifted digits, 500 images", "shifted-500"),
@@ -282,7 +279,6 @@ TABLES = {
     "train_vit": lambda: printed("shifted", init=VIT_INITS, lr=[0.002], seed=[0, 1, 2]),
     "train_lm": lambda: printed("docs", init=LM_INITS, lr=[0.004], seed=[0, 1, 2]),
     "answers": answers_table,
-    "docs-short": lambda: parts_table("docs", 0.004, DOCS_SHORT),
     "shifted": lambda: starts_table("shifted"),
     "shifted-rates": lambda: rates_table("shifted"),
     "shifted-steps": lambda: steps_table("shifted"),
