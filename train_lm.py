@@ -224,6 +224,7 @@ def train(run, args, config, text):
         optimizer.step()
         run.log(step, loss)
 
+        # Eight times per run. The table has the last one, which comes after the last step.
         if run.evaluates(step):
             with autocast:
                 loss = validation_loss(model, text)
@@ -279,7 +280,9 @@ def show_samples(grid):
 
 
 def draw(config, text, grid):
-    """Save pictures of the finished runs of one seed and learning rate in the run folder."""
+    """Save pictures in the run folder: the curves of all runs, and the weights and the attention of
+    the finished runs of one seed and learning rate.
+    """
     models = {}
     which = ""
     for run in grid.to_draw():

@@ -118,8 +118,9 @@ class Images:
         images = self.train[chosen]
         labels = self.train_labels[chosen]
         if self.augment != "none":
-            # The 1 gives these draws a seed of their own. Without it, the first batch would draw
-            # with the seed of `order`: for NumPy, [seed, epoch, 0] is the same as [seed, epoch].
+            # The 1 gives these draws a seed of their own. Without it, the first batch of each epoch
+            # (i = 0) would draw with the seed of `order`: for NumPy, [seed, epoch, 0] is the same
+            # as [seed, epoch].
             draws = np.random.default_rng([seed, epoch, i, 1]).random(
                 (self.batch_size, 3), np.float32
             )
@@ -233,6 +234,7 @@ def train(run, args, config, images):
         optimizer.step()
         run.log(step, loss)
 
+        # Eight times per run. The table has the last one, which comes after the last step.
         if run.evaluates(step):
             with autocast:
                 run.record(step, accuracy=accuracy(model, images))
@@ -282,7 +284,9 @@ def train_grid(args, config, images, grid):
 
 
 def draw(config, images, grid):
-    """Save pictures of the finished runs of one seed and learning rate in the run folder."""
+    """Save pictures in the run folder: the curves of all runs, and the weights and the attention of
+    the finished runs of one seed and learning rate.
+    """
     models = {}
     which = ""
     for run in grid.to_draw():
