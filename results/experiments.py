@@ -46,7 +46,7 @@ SHIFTED_FEWER = f"train_vit.py --init default noise mimetic --lr 2e-3 4e-3 {SIX}
 DOCS_PART = f"train_lm.py --lr 4e-3 {SIX}"
 CIFAR_MODEL = "train_vit.py --data cifar10 --patch-size 4 --dim 96 --depth 6 --heads 3"
 CIFAR = f"{CIFAR_MODEL} --limit 5000 --epochs 60"
-LARGE = "train_lm.py --dim 256 --depth 6 --heads 8 --context 128 --steps 2000"
+LARGE = "train_lm.py --dim 256 --depth 6 --heads 8 --context 128 --steps 1000"
 SHAKESPEARE = "train_lm.py --data shakespeare --steps 2000"
 TEXT_INITS = "--init default xavier noise mimetic"
 
