@@ -35,7 +35,7 @@ INITS = {
     "mimetic": "the mimetic start",
     "language": "mimetic with the signs of trained GPT-2s",
     "query-key": "mimetic for W_Q and W_K, default for W_V and W_proj",
-    "value-projection": "the other way round",
+    "value-projection": "the other way round, with --vp-beta in all layers",
 }
 
 
@@ -231,6 +231,7 @@ def train(run, args, config, text):
             bits = loss / math.log(2)
             run.record(step, loss=loss, bpc=bits, perplexity=2 ** min(bits, 1000))
 
+    # A run that diverged has no final result, and writes nothing.
     if "final" in run.result:
         run.result["sample"] = sample(model, args.sample, run.seed)
 

@@ -208,8 +208,9 @@ class GPTConfig:
 
     - "sincos": embeddings and positions have entries of about 1, as in Attention Is All You Need
       (sections 3.4 and 3.5). The defaults of `mimetic_init_` are for this stream.
-    - "learned": embeddings and positions start at N(0, 0.02^2), as in GPT-2. In this stream a
-      diagonal of -0.4 adds 14 times as much as x itself: it drowns the token.
+    - "learned": embeddings and positions start at N(0, 0.02^2), as in GPT-2. Their sum x has
+      entries of about 0.028. So a diagonal of -0.4 adds 14 times as much as x itself: it drowns the
+      token.
     """
 
     vocab_size: int = 256  # bytes
@@ -289,8 +290,8 @@ class GPT(nn.Module):
             for W in (block.attention.W_proj, block.mlp[2].weight):
                 nn.init.normal_(W, std=0.02 / sqrt(2 * config.depth))
         # Input and output share the embedding. With entries of variance 1/dim, `forward` makes a
-        # stream of size 1, and the logits of all tokens but the newest have a variance near 1. (The
-        # newest one's own logit is larger: before training, the model repeats its input.)
+        # stream of size 1, and at each position the logits have a variance near 1. (Only the logit
+        # of the byte that stands there is larger: before training, the model repeats its input.)
         embed_std = config.dim**-0.5 if config.position == "sincos" else 0.02
         nn.init.normal_(self.embed.weight, std=embed_std)
 

@@ -69,6 +69,7 @@ CHOICES = [
 EXPERIMENTS = {
     # Images
     "shifted": f"train_vit.py --init off default xavier noise simple mimetic {FIVE_RATES} {TEN}",
+    "shifted-default": f"train_vit.py {TEN}",
     "digits": (
         f"train_vit.py --data digits --init off default noise mimetic --lr 1e-3 2e-3 4e-3 {SIX}"
     ),
@@ -92,6 +93,7 @@ EXPERIMENTS = {
     "cifar-all": f"{CIFAR_MODEL} --epochs 20 --init default noise mimetic --lr 1e-3",
     # Text
     "docs": f"train_lm.py {TEXT_INITS} {TEXT_RATES} {SIX}",
+    "docs-default": "train_lm.py --seed 0 1 2 7 8 9",
     "docs-learned": f"train_lm.py --position learned {TEXT_INITS} {TEXT_RATES} {THREE}",
     "docs-alone": f"{DOCS_PART} --init query-key value-projection language simple off",
     "docs-qk-flipped": f"{DOCS_PART} --init mimetic --qk-beta -0.7",

@@ -278,6 +278,8 @@ LM_INITS = ["default", "xavier", "noise", "mimetic"]
 TABLES = {
     "train_vit": lambda: printed("shifted", init=VIT_INITS, lr=[0.002], seed=[0, 1, 2]),
     "train_lm": lambda: printed("docs", init=LM_INITS, lr=[0.004], seed=[0, 1, 2]),
+    "shifted-default": lambda: printed("shifted-default"),
+    "docs-default": lambda: printed("docs-default"),
     "answers": answers_table,
     "shifted": lambda: starts_table("shifted"),
     "shifted-rates": lambda: rates_table("shifted"),
