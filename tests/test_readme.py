@@ -6,10 +6,12 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 from itertools import product
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -17,6 +19,7 @@ sys.path.insert(0, str(ROOT))
 import train_lm
 import train_vit
 from mimetic_min.lab import options
+from mimetic_min.vit import Attention
 from results import experiments, report
 
 PAGES = sorted(
@@ -60,6 +63,30 @@ def test_python_blocks_run_and_print_what_the_page_says(code, output):
     assert done.returncode == 0, done.stderr
     if output is not None:
         assert done.stdout == output
+
+
+def test_the_lines_for_linear_layers_are_right(capsys):
+    """They are no block of their own, since the layers are the reader's."""
+    torch.manual_seed(0)
+    readme = (ROOT / "README.md").read_text()
+    section = readme[readme.index("In `nn.Linear` layers of your own") :]
+    code, check = re.findall(r"(?:^    .*\n)+", section, flags=re.M)[:2]
+    attention = Attention(dim=192, heads=3)
+    query, value, projection = (torch.nn.Linear(192, 192, bias=False) for _ in range(3))
+    names = {"torch": torch, "attention": attention, "query": query, "value": value}
+    exec(textwrap.dedent(code), names)
+    x = torch.randn(2, 5, 192)
+    q = torch.einsum("bnd,hdk->bnhk", x, attention.W_Q)
+    torch.testing.assert_close(query(x), q.flatten(2))
+    torch.testing.assert_close(value(x), x @ attention.W_V)
+
+    with torch.no_grad():
+        projection.weight.copy_(attention.W_proj.T)
+    exec(textwrap.dedent(check), names | {"projection": projection})
+    mean, spread = map(float, re.findall(r"-?\d\.\d+", capsys.readouterr().out))
+    # 192 entries of N(0, 0.4^2 / 192): their mean is exact to 0.01, and their spread to 20%.
+    assert mean == pytest.approx(-0.4, abs=0.015)
+    assert spread == pytest.approx(0.4 / 192**0.5, rel=0.2)
 
 
 def commands():
