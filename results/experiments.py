@@ -95,6 +95,11 @@ EXPERIMENTS = {
     "docs": f"train_lm.py {TEXT_INITS} {TEXT_RATES} {SIX}",
     "docs-default": "train_lm.py --seed 0 1 2 7 8 9",
     "docs-learned": f"train_lm.py --position learned {TEXT_INITS} {TEXT_RATES} {THREE}",
+    # The strengths of layouts.RECIPE_OF_GPT2.
+    "docs-learned-small": (
+        "train_lm.py --position learned --init noise mimetic --qk-alpha 0.4 --qk-beta 0.1"
+        f" --vp-alpha 0.02 --vp-beta -0.05 {TEXT_RATES} {THREE}"
+    ),
     "docs-alone": f"{DOCS_PART} --init query-key value-projection language simple off",
     "docs-qk-flipped": f"{DOCS_PART} --init mimetic --qk-beta -0.7",
     "docs-vp-flipped": f"{DOCS_PART} --init mimetic --vp-beta 0.4",

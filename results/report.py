@@ -295,6 +295,7 @@ TABLES = {
     "docs-rates": lambda: rates_table("docs"),
     "choices": choices_table,
     "docs-learned": lambda: starts_table("docs-learned"),
+    "docs-learned-small": lambda: starts_table("docs-learned-small"),
     "docs-parts": lambda: parts_table("docs", 0.004, DOCS_PARTS),
     "shakespeare": lambda: starts_table("shakespeare"),
     "shakespeare-learned": lambda: starts_table("shakespeare-learned"),
