@@ -71,10 +71,11 @@ def test_the_lines_for_linear_layers_are_right(capsys):
     readme = (ROOT / "README.md").read_text()
     section = readme[readme.index("In `nn.Linear` layers of your own") :]
     code, check = re.findall(r"(?:^    .*\n)+", section, flags=re.M)[:2]
-    attention = Attention(dim=192, heads=3)
     query, value, projection = (torch.nn.Linear(192, 192, bias=False) for _ in range(3))
-    names = {"torch": torch, "attention": attention, "query": query, "value": value}
+    names = {"torch": torch, "Attention": Attention, "dim": 192, "heads": 3}
+    names |= {"query": query, "value": value, "projection": projection}
     exec(textwrap.dedent(code), names)
+    attention = names["attention"]
     x = torch.randn(2, 5, 192)
     q = torch.einsum("bnd,hdk->bnhk", x, attention.W_Q)
     torch.testing.assert_close(query(x), q.flatten(2))
@@ -82,7 +83,7 @@ def test_the_lines_for_linear_layers_are_right(capsys):
 
     with torch.no_grad():
         projection.weight.copy_(attention.W_proj.T)
-    exec(textwrap.dedent(check), names | {"projection": projection})
+    exec(textwrap.dedent(check), names)
     mean, spread = map(float, re.findall(r"-?\d\.\d+", capsys.readouterr().out))
     # 192 entries of N(0, 0.4^2 / 192): their mean is exact to 0.01, and their spread to 20%.
     assert mean == pytest.approx(-0.4, abs=0.015)
