@@ -299,6 +299,10 @@ TABLES = {
     "docs-parts": lambda: parts_table("docs", 0.004, DOCS_PARTS),
     "shakespeare": lambda: starts_table("shakespeare"),
     "shakespeare-learned": lambda: starts_table("shakespeare-learned"),
+    "shakespeare-rates": lambda: rates_table("shakespeare"),
+    "shakespeare-learned-rates": lambda: rates_table("shakespeare-learned"),
+    "docs-learned-rates": lambda: rates_table("docs-learned"),
+    "cifar-04": lambda: starts_table("cifar-0.4"),
     "large": lambda: starts_table("large"),
 }
 
