@@ -53,7 +53,7 @@ from .vit import Attention
 RECIPE = {"qk_alpha": 0.7, "qk_beta": 0.7, "vp_alpha": 0.4, "vp_beta": -0.4}
 
 # In GPT-2 they are of size 0.03. There these strengths are a little better than GPT-2's own start,
-# but noise of the same size is as good (results/README.md, GPT-2's stream).
+# but noise with the same alphas is as good (results/README.md, GPT-2's stream).
 RECIPE_OF_GPT2 = {"qk_alpha": 0.4, "qk_beta": 0.1, "vp_alpha": 0.02, "vp_beta": -0.05}
 
 
