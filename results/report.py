@@ -409,7 +409,8 @@ def draw_strengths(data):
     scales = {"qk": (QK_ALPHAS, QK_BETAS), "vp": (VP_ALPHAS, VP_BETAS)}
     known = [loss for rows in data.values() for row in rows for loss in row if loss is not None]
     low = min(known)
-    high = max(known)
+    # Where alpha and beta are both 0, the loss is so large that the others would have one color.
+    high = low + 0.3
     for axes, (product, rows) in zip(figure.subplots(1, 2), data.items()):
         numbers = [[float("nan") if loss is None else loss for loss in row] for row in rows]
         image = axes.imshow(numbers, cmap="cividis_r", vmin=low, vmax=high, origin="lower")
@@ -424,7 +425,7 @@ def draw_strengths(data):
         axes.set_ylabel("beta, the diagonal")
         axes.set_xticks(range(len(alphas)), alphas)
         axes.set_yticks(range(len(betas)), betas)
-    figure.colorbar(image, label="validation loss, nats per byte")
+    figure.colorbar(image, label="validation loss, nats per byte", extend="max")
     return figure
 
 
