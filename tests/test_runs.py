@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import pickle
 import random
+import re
 import resource
 import shutil
 import signal
@@ -794,7 +795,8 @@ def test_a_damaged_results_json_is_refused_or_read(task, data):
     try:
         MAIN[task](["--resume", "run"])
     except ValueError as error:
-        assert "\n" not in str(error) and "--" in str(error)
+        # It names an option, or data that are not there: a letter of their name may have changed.
+        assert "\n" not in str(error) and re.search("--|data must be|cannot be read", str(error))
     assert contents("run") == before
 
 
