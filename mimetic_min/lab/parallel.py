@@ -96,11 +96,6 @@ def total(numbers):
     return numbers
 
 
-def wait():
-    """Wait until all processes are here."""
-    total(torch.zeros(1))
-
-
 def from_first(make):
     """What make() returns in the first process. The others do not call it.
 
