@@ -238,7 +238,10 @@ ANSWERS = [
 
 
 def answers_table():
-    """How much it helps on what: each start at its best rate, mimetic against each control."""
+    """How much it helps on what: each start at its best rate, mimetic against each control.
+
+    A gain is in brackets where no difference is seen. One row has many cells, so they are short.
+    """
     starts = ("off", "default", "xavier", "noise", "mimetic")
     rows = [["data", *starts, "against default", "against xavier", "against noise", "seeds"]]
     for what, name in ANSWERS:
@@ -252,13 +255,13 @@ def answers_table():
             cell = ""
             if init in best:
                 cell = table.spread(best[init].values, metric.decimals)
-                cell += f" ({best[init].lr:g})"
             row.append(cell)
         for other in ("default", "xavier", "noise"):
             gain = ""
             if other in best:
                 gain = table.gain(best["mimetic"].values, best[other].values, metric.decimals)
-            row.append(gain)
+            number, unclear, _ = gain.partition(", no difference seen")
+            row.append(f"({number})" if unclear else number)
         row.append(str(len(reported)))
         rows.append(row)
     return markdown(rows)

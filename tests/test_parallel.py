@@ -172,6 +172,34 @@ def test_a_process_that_dies_ends_the_job_and_the_job_can_go_on():
     assert whole | {"seconds": 0} == broken | {"seconds": 0}
 
 
+# Runs a script whose processes abort if Python is asked to clean up, as torch's threads may do.
+ABORTING = """
+import atexit
+import os
+import sys
+root, *words = sys.argv[1:]
+sys.path.insert(0, root)
+sys.argv = ["train_vit.py", *words]
+import train_vit
+from mimetic_min.lab import script as lab_script
+
+atexit.register(os.abort)
+lab_script.run(train_vit.prepare, train_vit.train_grid)
+"""
+
+
+@pytest.mark.parametrize("words, status", [([], 0), (["--batch-size", "33"], 1)])
+def test_processes_that_are_done_end_with_their_own_status(words, status):
+    """torchrun ends with 1 if a process ends with 2."""
+    Path("aborting.py").write_text(ABORTING)
+    done = torchrun("aborting.py", ROOT, *SHORT["vit"], "--init", "mimetic", *words)
+    assert done.returncode == status
+    assert "Aborted" not in done.stderr
+    assert "SIGABRT" not in done.stderr
+    # What the first process still had to print is printed.
+    assert ("seed 0 " in done.stdout) == (status == 0)
+
+
 @pytest.mark.parametrize("victim", [0, 1])
 def test_no_process_outlives_a_killed_one(victim):
     words = [*SHORT["vit"], "--init", "default", "--epochs", "40000", "--out", "run"]

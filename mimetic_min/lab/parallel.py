@@ -8,7 +8,7 @@ A script that was started without it is the only process, and then nothing here 
 
 import os
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 import torch.distributed as dist
@@ -44,10 +44,16 @@ def join():
         sys.stdout = open(os.devnull, "w")
 
 
-def leave():
-    """Undo `join`."""
+def leave(status):
+    """End this process with an exit status, if it is one of several.
+
+    Python is not asked to clean up. DistributedDataParallel keeps torch's threads alive, and one
+    that is still at work while Python ends makes the process abort, though all its work is done.
+    """
     if dist.is_initialized():
-        dist.destroy_process_group()
+        with suppress(OSError):
+            sys.stdout.flush()
+        os._exit(status)
 
 
 def check(batch_size, device):
@@ -140,4 +146,4 @@ def first_process_first():
 def _exit_if_one_failed():
     """Wait for the others, and exit if one of them says 1 instead of 0."""
     if total(torch.zeros(1)) > 0:
-        sys.exit(2)
+        leave(2)

@@ -37,7 +37,7 @@ def run(prepare, train_grid):
         if sys.stdout is not None:
             # At its end Python would do this, and show a full disk as a traceback.
             sys.stdout.flush()
-        parallel.leave()
+        parallel.leave(0)
     except KeyboardInterrupt as error:
         end("stopped", error, 130)
     except for_the_user as error:
@@ -70,6 +70,7 @@ def end(line, error, status):
     line = "; ".join([line, *getattr(error, "__notes__", [])])
     # In one piece, so that the lines of several processes do not mix.
     sys.stderr.write(f"{name}: {line}\n")
+    parallel.leave(status)
     if isinstance(error, OSError) and sys.stdout is not None:
         # Send what is still buffered to nowhere. At its end Python would write it to the full or
         # closed stdout once more, and fail once more.
