@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 import train_lm
 import train_vit
-from mimetic_min.lab import runs
+from mimetic_min.lab import options, runs
 
 SCRIPTS = {"train_vit.py": train_vit, "train_lm.py": train_lm}
 
@@ -89,7 +89,9 @@ EXPERIMENTS = {
     "cifar-rates": (
         f"{CIFAR_MODEL} --limit 5000 --epochs 10 --init default noise mimetic --lr 5e-4 2e-3"
     ),
-    "cifar-short": f"{CIFAR_MODEL} --limit 5000 --epochs 10 --init default noise mimetic --lr 1e-3",
+    "cifar-short": (
+        f"{CIFAR_MODEL} --limit 5000 --epochs 10 --init default noise mimetic --lr 1e-3 {THREE}"
+    ),
     "cifar-all": f"{CIFAR_MODEL} --epochs 20 --init default noise mimetic --lr 1e-3",
     # Text
     "docs": f"train_lm.py {TEXT_INITS} {TEXT_RATES} {SIX}",
@@ -230,6 +232,13 @@ def keep_diagonals(name, run):
         }
 
 
+def planned(name):
+    """The number of runs of an experiment."""
+    file, *words = EXPERIMENTS[name].split()
+    args = options.parse(SCRIPTS[file].make_parser(), words, task=file[6:-3])
+    return len(args.seed) * len(args.lr) * len(args.init)
+
+
 def main():
     torch.set_num_threads(1)
     for name in sys.argv[1:]:
@@ -243,7 +252,7 @@ def main():
         for name, line in EXPERIMENTS.items():
             path = RAW / f"{name}.json"
             done = len(json.loads(path.read_text())["runs"]) if path.exists() else 0
-            print(f"{name:24} {done:4} runs   python {line}")
+            print(f"{name:24} {done:3} of {planned(name):3} runs   python {line}")
 
 
 if __name__ == "__main__":

@@ -225,14 +225,14 @@ ANSWERS = [
     ("shifted digits, 1,000 images", "shifted"),
     ("shifted digits, 500 images", "shifted-500"),
     ("shifted digits, 200 images", "shifted-200"),
-    ("digits as they come", "digits"),
+    ("digits, not shifted", "digits"),
     ("CIFAR-10 (JPEG copy), 5,000 images, 10 epochs", "cifar-short"),
     ("CIFAR-10 (JPEG copy), 5,000 images, 60 epochs", "cifar"),
     ("CIFAR-10 (JPEG copy), 50,000 images, 20 epochs", "cifar-all"),
     ("Python reference", "docs"),
-    ("Python reference, GPT-2's stream", "docs-learned"),
+    ("Python reference, GPT-2's embeddings", "docs-learned"),
     ("Tiny Shakespeare", "shakespeare"),
-    ("Tiny Shakespeare, GPT-2's stream", "shakespeare-learned"),
+    ("Tiny Shakespeare, GPT-2's embeddings", "shakespeare-learned"),
     ("Python reference, 4.8 million weights", "large"),
 ]
 
@@ -243,7 +243,7 @@ def answers_table():
     A gain is in brackets where no difference is seen. One row has many cells, so they are short.
     """
     starts = ("off", "default", "xavier", "noise", "mimetic")
-    rows = [["data", *starts, "against default", "against xavier", "against noise", "seeds"]]
+    rows = [["data", *starts, "against default", "against xavier", "against noise", "seeds shown"]]
     for what, name in ANSWERS:
         runs = load(name)
         if not runs:

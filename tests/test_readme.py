@@ -71,9 +71,9 @@ def test_the_lines_for_linear_layers_are_right(capsys):
     readme = (ROOT / "README.md").read_text()
     section = readme[readme.index("In `nn.Linear` layers of your own") :]
     code, check = re.findall(r"(?:^    .*\n)+", section, flags=re.M)[:2]
-    query, value, projection = (torch.nn.Linear(192, 192, bias=False) for _ in range(3))
-    names = {"torch": torch, "Attention": Attention, "dim": 192, "heads": 3}
-    names |= {"query": query, "value": value, "projection": projection}
+    query, key, value, projection = (torch.nn.Linear(192, 192, bias=False) for _ in range(4))
+    names = {"torch": torch, "Attention": Attention, "dim": 192, "heads": 3, "k": 64}
+    names |= {"query": query, "key": key, "value": value, "projection": projection}
     exec(textwrap.dedent(code), names)
     attention = names["attention"]
     x = torch.randn(2, 5, 192)
@@ -82,7 +82,12 @@ def test_the_lines_for_linear_layers_are_right(capsys):
     torch.testing.assert_close(value(x), x @ attention.W_V)
 
     with torch.no_grad():
+        key.weight.copy_(attention.W_K.flatten(1).T.reshape(192, 192))
         projection.weight.copy_(attention.W_proj.T)
+    with pytest.raises(AssertionError):
+        exec(textwrap.dedent(check), names)
+    with torch.no_grad():
+        key.weight.copy_(attention.W_K.transpose(0, 1).flatten(1).T)
     exec(textwrap.dedent(check), names)
     mean, spread = map(float, re.findall(r"-?\d\.\d+", capsys.readouterr().out))
     # 192 entries of N(0, 0.4^2 / 192): their mean is exact to 0.01, and their spread to 20%.
