@@ -5,12 +5,12 @@ table that compares them.
 
     python train_lm.py                                        default, xavier, noise and mimetic
     python train_lm.py --init default mimetic --seed 0 1 2    a mean and a spread
-    python train_lm.py --data shakespeare --steps 2000        nanoGPT's setting for a CPU
+    python train_lm.py --data shakespeare --steps 2000        nanoGPT's sizes for a CPU
     python train_lm.py --data my_text.txt                     your own text
     python train_lm.py --resume runs/lm-docs                  go on after a stop
 
-It reads from top to bottom: options, data, starts, optimizer, evaluation, one training run, the
-whole grid.
+It reads from top to bottom: options, data, starts, optimizer, evaluation, one training run, all
+runs.
 """
 
 import math
@@ -92,8 +92,8 @@ class Text:
 
     def validation_offsets(self):
         """256 places, or as many as there are, spread evenly over the validation text."""
-        side_by_side = (len(self.validation) - 1) // self.context
-        windows = np.linspace(0, side_by_side - 1, min(side_by_side, 256)).astype(int)
+        available = (len(self.validation) - 1) // self.context
+        windows = np.linspace(0, available - 1, min(available, 256)).astype(int)
         return windows * self.context
 
 
@@ -123,8 +123,8 @@ def initialise(model, init, args):
             args.qk_alpha, args.qk_beta, args.vp_alpha, args.vp_beta, args.vp_last_beta
         )
     elif init == "language":
-        # The paper's Figure 2: query-key is negative, value-projection goes from negative in the
-        # first layer to positive in the last.
+        # The paper's Figure 2: query-key is negative. Value-projection goes from negative in
+        # the first layer to positive in the last.
         model.mimetic_init_(
             args.qk_alpha, -args.qk_beta, args.vp_alpha, args.vp_beta, vp_last_beta=-args.vp_beta
         )
@@ -141,7 +141,7 @@ def initialise(model, init, args):
 
 
 def make_optimizer(model):
-    """AdamW with nanoGPT's numbers for characters: no weight decay for gains."""
+    """AdamW with nanoGPT's settings for a text of characters. Gains have no weight decay."""
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     groups = [
@@ -200,11 +200,11 @@ def train(run, args, config, text):
     model = GPT(config)
     initialise(model, run.init, args)
     model.to(args.device)
-    # The same weights, compiled with --compile, and in DistributedDataParallel under torchrun.
+    # The same weights, with --compile compiled, and in DistributedDataParallel under torchrun.
     train_model = parallel.wrap(torch.compile(model) if args.compile else model)
     optimizer = make_optimizer(model)
 
-    # On CUDA the products are computed in bfloat16, as in nanoGPT. Elsewhere nothing changes.
+    # On CUDA matrix products are computed in bfloat16, as in nanoGPT. Elsewhere nothing changes.
     device_type = torch.device(args.device).type
     autocast = torch.autocast(device_type, torch.bfloat16, enabled=device_type == "cuda")
 
@@ -229,15 +229,16 @@ def train(run, args, config, text):
             with autocast:
                 loss = validation_loss(model, text)
             bits = loss / math.log(2)
+            # 2.0**1024 is too large for a float.
             run.record(step, loss=loss, bpc=bits, perplexity=2 ** min(bits, 1000))
 
-    # A run that diverged has no final result, and writes nothing.
+    # A run that diverged has no final result and no sample.
     if "final" in run.result:
         run.result["sample"] = sample(model, args.sample, run.seed)
 
 
 # ---------------------------------------------------------------------------------------------
-# The whole grid
+# All runs
 
 
 def prepare(argv=None):

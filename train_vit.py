@@ -9,8 +9,8 @@ table that compares them.
     python train_vit.py --data my_pictures/                   your own pictures
     python train_vit.py --resume runs/vit-shifted-digits      go on after a stop
 
-It reads from top to bottom: options, data, starts, optimizer, evaluation, one training run, the
-whole grid.
+It reads from top to bottom: options, data, starts, optimizer, evaluation, one training run, all
+runs.
 """
 
 import math
@@ -55,7 +55,7 @@ def make_parser():
     add("--data", f"{data_sets}, an .npz, or a folder of pictures", "shifted-digits")
     add("--data-dir", "a folder with the files of a data set, instead of a download")
     add("--image-size", "pixels per side, for a folder of pictures", type=options.whole_number)
-    add("--limit", "train only on the first so many images", type=options.whole_number)
+    add("--limit", "train only on the first LIMIT images", type=options.whole_number)
     kinds = options.one_of(["none", "crop", "crop+flip"])
     add("--augment", "none, crop or crop+flip (without it: what suits the data)", type=kinds)
     add(
@@ -72,7 +72,7 @@ def make_parser():
 # Data
 
 
-# The augmentation without --augment. Data sets that are not listed have none. SVHN is not
+# The default of --augment. Data sets that are not listed have none. SVHN is not
 # mirrored, since a mirrored digit is no digit.
 AUGMENT = {
     "cifar10": "crop+flip",
@@ -210,11 +210,11 @@ def train(run, args, config, images):
     model = ViT(config)
     initialise(model, run.init, args)
     model.to(args.device)
-    # The same weights, compiled with --compile, and in DistributedDataParallel under torchrun.
+    # The same weights, with --compile compiled, and in DistributedDataParallel under torchrun.
     train_model = parallel.wrap(torch.compile(model) if args.compile else model)
     optimizer = make_optimizer(model)
 
-    # On CUDA the products are computed in bfloat16, as in nanoGPT. Elsewhere nothing changes.
+    # On CUDA matrix products are computed in bfloat16, as in nanoGPT. Elsewhere nothing changes.
     device_type = torch.device(args.device).type
     autocast = torch.autocast(device_type, torch.bfloat16, enabled=device_type == "cuda")
 
@@ -241,7 +241,7 @@ def train(run, args, config, images):
 
 
 # ---------------------------------------------------------------------------------------------
-# The whole grid
+# All runs
 
 
 def prepare(argv=None):

@@ -5,16 +5,16 @@ This file needs only torch. Copy it anywhere.
     model = GPT(GPTConfig(vocab_size=256, context=64))
     model.mimetic_init_()
 
-Without the second line the model has GPT-2's random weights. With it, two products of attention
-weights have diagonals, as in a trained transformer (Trockman and Kolter, "Mimetic Initialization of
+Without the second line attention has GPT-2's random weights. With it, the diagonals of two products
+stand out, as in a trained vision transformer (Trockman and Kolter, "Mimetic Initialization of
 Self-Attention Layers", ICML 2023, https://arxiv.org/abs/2305.09828): W_Q W_K^T of each head, and
 W_V W_proj of each layer.
 
 Tokens are rows, and weights act from the right: x @ W, as in the paper. (nn.Linear computes
 x @ W^T. If you put these weights into an nn.Linear, transpose them.)
 
-The file goes from the method to the model. The method and attention stand letter for letter in
-vit.py as well: whoever has read them there can go straight to the language model.
+The file goes from the method to the model. The method and attention are the same in vit.py, to the
+letter. If you have read them there, go straight to the language model.
 """
 
 from dataclasses import dataclass
@@ -73,7 +73,7 @@ class Attention(nn.Module):
 
     W_Q, W_K   (heads, dim, head_dim)   one pair per head, since W_Q W_K^T is set per head
     W_V        (dim, dim)               head i has the columns i * head_dim to (i + 1) * head_dim
-    W_proj     (dim, dim)               head i has the rows of the same numbers
+    W_proj     (dim, dim)               head i has the rows of the same indices
 
     There are no biases, so the weights act only through the products. With `causal`, as in a
     language model, a token attends only to itself and to earlier tokens. Raises ValueError if
@@ -105,7 +105,7 @@ class Attention(nn.Module):
         """softmax(x W_Q W_K^T x^T / sqrt(head_dim)): what each token (row) attends to.
 
         From x (batch, tokens, dim) to (batch, heads, tokens, tokens). Each row sums to 1. `forward`
-        uses the same map without making it.
+        applies the same map without storing it.
         """
         q = torch.einsum("bnd,hdk->bhnk", x, self.W_Q)
         k = torch.einsum("bnd,hdk->bhnk", x, self.W_K)
@@ -204,7 +204,7 @@ class GPTConfig:
     """The shape of a GPT. Raises ValueError for a shape that cannot be built.
 
     `position` also chooses the size of the stream, the vectors x that the layers read and add to.
-    Each layer reads LayerNorm(x), of size 1, and adds its answer to x.
+    Each layer reads LayerNorm(x), whose entries have size 1, and adds its answer to x.
 
     - "sincos": embeddings and positions have entries of about 1, as in Attention Is All You Need
       (sections 3.4 and 3.5). The defaults of `mimetic_init_` are for this stream.
@@ -237,7 +237,7 @@ def sincos(positions, dim):
     """From positions (n,) to their sines and cosines (n, dim).
 
     As in Attention Is All You Need, section 3.5, but all sines come first. There are dim/2
-    wavelengths, from 2 pi up towards 2 pi * 10,000. Near positions have similar rows. So with
+    wavelengths, from 2 pi up towards 2 pi * 10,000. Nearby positions have similar rows. So with
     W_Q W_K^T near I, a token attends to its neighbours.
     """
     frequencies = 10_000 ** -(torch.arange(dim // 2) / (dim // 2))
@@ -289,16 +289,16 @@ class GPT(nn.Module):
             nn.init.normal_(block.mlp[0].weight, std=0.02)
             for W in (block.attention.W_proj, block.mlp[2].weight):
                 nn.init.normal_(W, std=0.02 / sqrt(2 * config.depth))
-        # Input and output share the embedding. With entries of variance 1/dim, `forward` makes a
-        # stream of size 1, and at each position the logits have a variance near 1. (Only the logit
-        # of the byte that stands there is larger: before training, the model repeats its input.)
+        # Input and output share the embedding. `forward` scales its entries from variance 1/dim to
+        # 1, and at each position the logits have a variance near 1. (Only the logit of the byte
+        # that stands there is larger: before training, the model mostly repeats its input.)
         embed_std = config.dim**-0.5 if config.position == "sincos" else 0.02
         nn.init.normal_(self.embed.weight, std=embed_std)
 
     def forward(self, tokens):
         n = tokens.shape[1]
         if n > self.config.context:
-            raise ValueError(f"the context holds {self.config.context} tokens, but these are {n}")
+            raise ValueError(f"the context holds {self.config.context} tokens, but got {n}")
         x = self.embed(tokens)  # (batch, tokens, dim)
         if self.config.position == "sincos":
             # From entries of variance 1/dim to entries of variance 1.
@@ -310,7 +310,7 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def generate(self, tokens, count, temperature=1.0, generator=None):
-        """Draw `count` more tokens after `tokens` (batch, at least 1): (batch, tokens + count).
+        """Append `count` drawn tokens: from (batch, n), where n >= 1, to (batch, n + count).
 
         Raises ValueError for a temperature that is not above 0.
         """
@@ -335,10 +335,10 @@ class GPT(nn.Module):
         """Attention.mimetic_init_ in every layer. Returns the model.
 
         The betas are the paper's for vision. An alpha of 0.1 did better on text than the paper's
-        0.7 and 0.4; it was chosen on other seeds than those that this project reports.
+        0.7 and 0.4. It was chosen on seeds that no other table reports (results/README.md).
 
         With `vp_last_beta`, the beta of the value-projection changes from layer to layer: it goes
-        on a straight line from vp_beta in the first layer to vp_last_beta in the last. Raises
+        linearly from vp_beta in the first layer to vp_last_beta in the last. Raises
         ValueError for a strength out of range.
         """
         if vp_last_beta is None:

@@ -75,7 +75,7 @@ class Attention(nn.Module):
 
     W_Q, W_K   (heads, dim, head_dim)   one pair per head, since W_Q W_K^T is set per head
     W_V        (dim, dim)               head i has the columns i * head_dim to (i + 1) * head_dim
-    W_proj     (dim, dim)               head i has the rows of the same numbers
+    W_proj     (dim, dim)               head i has the rows of the same indices
 
     There are no biases, so the weights act only through the products. With `causal`, as in a
     language model, a token attends only to itself and to earlier tokens. Raises ValueError if
@@ -107,7 +107,7 @@ class Attention(nn.Module):
         """softmax(x W_Q W_K^T x^T / sqrt(head_dim)): what each token (row) attends to.
 
         From x (batch, tokens, dim) to (batch, heads, tokens, tokens). Each row sums to 1. `forward`
-        uses the same map without making it.
+        applies the same map without storing it.
         """
         q = torch.einsum("bnd,hdk->bhnk", x, self.W_Q)
         k = torch.einsum("bnd,hdk->bhnk", x, self.W_K)
@@ -238,7 +238,7 @@ def sincos(positions, dim):
     """From positions (n,) to their sines and cosines (n, dim).
 
     As in Attention Is All You Need, section 3.5, but all sines come first. There are dim/2
-    wavelengths, from 2 pi up towards 2 pi * 10,000. Near positions have similar rows. So with
+    wavelengths, from 2 pi up towards 2 pi * 10,000. Nearby positions have similar rows. So with
     W_Q W_K^T near I, a token attends to its neighbours.
     """
     frequencies = 10_000 ** -(torch.arange(dim // 2) / (dim // 2))

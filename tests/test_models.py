@@ -709,7 +709,7 @@ def test_generate_draws_each_token_as_often_as_the_softmax_says():
         (lambda: GPTConfig(heads=3), "heads must divide dim, but 3 does not divide 128"),
         (
             lambda: small_model(gpt)(torch.zeros(1, 65, dtype=int)),
-            "the context holds 64 tokens, but these are 65",
+            "the context holds 64 tokens, but got 65",
         ),
         (
             lambda: small_model(gpt).generate(torch.zeros(1, 1, dtype=int), 1, temperature=0),
