@@ -203,7 +203,7 @@ DOCS_PARTS = [
     ("query-key flipped", "docs-qk-flipped", "mimetic"),
     ("value-projection flipped", "docs-vp-flipped", "mimetic"),
     ("both flipped", "docs-both-flipped", "mimetic"),
-    ("value-projection from -0.4 to 0.4", "docs-ramp", "mimetic"),
+    ("value-projection, first to last layer: -0.4 to 0.4", "docs-ramp", "mimetic"),
     ("W_V and W_proj transposed", "docs-transposed", "mimetic"),
     ("noise of mimetic's size", "docs-matched", "noise"),
     ("noise with the alphas of vision", "docs-vision", "noise"),
