@@ -52,9 +52,13 @@ def make_parser():
         lr=4e-3,
         batch_size=12,
     )
-    add("--data", "docs, shakespeare, enwik8, wikitext-103, or a file", "docs")
+    add(
+        "--data",
+        "docs (the Python reference), shakespeare, enwik8, wikitext-103, or a file",
+        "docs",
+    )
     add("--data-dir", "a folder with the files of a data set, instead of a download")
-    add("--context", "bytes that the model looks back on", 64, type=options.whole_number)
+    add("--context", "bytes that the model sees", 64, type=options.whole_number)
     add("--steps", "batches to train on", 1000, type=options.whole_number)
     add("--sample", "bytes that each trained model writes", 200, type=options.whole_number)
     return parser

@@ -20,6 +20,15 @@ MACHINE = ("device", "compile", "plot")
 # These are not part of the experiment either.
 FOLDERS = ("out", "resume")
 
+# What --help says of the strengths of the mimetic start.
+STRENGTHS = {
+    "qk_alpha": "mimetic start: random part of query-key",
+    "qk_beta": "mimetic start: diagonal of query-key",
+    "vp_alpha": "mimetic start: random part of value-projection",
+    "vp_beta": "mimetic start: diagonal of value-projection",
+    "vp_last_beta": "mimetic start: --vp-beta of the last layer, if it is another",
+}
+
 
 class Parser(argparse.ArgumentParser):
     """argparse that raises ValueError with one sentence instead of printing its usage."""
@@ -114,9 +123,9 @@ def shared_parser(description, inits, default_inits, config, mimetic_init_, lr, 
     for name, parameter in inspect.signature(mimetic_init_).parameters.items():
         option = "--" + name.replace("_", "-")
         if name.endswith("_alpha"):
-            add(option, "random part of the mimetic start", parameter.default, type=alpha)
+            add(option, STRENGTHS[name], parameter.default, type=alpha)
         elif name.endswith("_beta"):
-            add(option, "diagonal of the mimetic start", parameter.default, type=beta)
+            add(option, STRENGTHS[name], parameter.default, type=beta)
     best_device = "cuda" if torch.cuda.is_available() else "cpu"
     add("--device", "where torch computes", best_device, type=device)
     parser.add_argument(
