@@ -204,7 +204,7 @@ def train(run, args, config, text):
     model = GPT(config)
     initialise(model, run.init, args)
     model.to(args.device)
-    # The same weights, with --compile compiled, and in DistributedDataParallel under torchrun.
+    # The same weights: compiled with --compile, wrapped in DistributedDataParallel under torchrun.
     train_model = parallel.wrap(torch.compile(model) if args.compile else model)
     optimizer = make_optimizer(model)
 

@@ -72,8 +72,8 @@ def make_parser():
 # Data
 
 
-# The default of --augment. Data sets that are not listed have none. SVHN is not
-# mirrored, since a mirrored digit is no digit.
+# The default of --augment. Data sets that are not listed have none. SVHN is not mirrored, since a
+# mirrored digit is no digit.
 AUGMENT = {
     "cifar10": "crop+flip",
     "cifar100": "crop+flip",
@@ -210,7 +210,7 @@ def train(run, args, config, images):
     model = ViT(config)
     initialise(model, run.init, args)
     model.to(args.device)
-    # The same weights, with --compile compiled, and in DistributedDataParallel under torchrun.
+    # The same weights: compiled with --compile, wrapped in DistributedDataParallel under torchrun.
     train_model = parallel.wrap(torch.compile(model) if args.compile else model)
     optimizer = make_optimizer(model)
 

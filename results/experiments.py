@@ -232,10 +232,15 @@ def keep_diagonals(name, run):
         }
 
 
+def options_of(name):
+    """The options of an experiment, as its script reads them."""
+    file, *words = EXPERIMENTS[name].split()
+    return options.parse(SCRIPTS[file].make_parser(), words, task=file[6:-3])
+
+
 def planned(name):
     """The number of runs of an experiment."""
-    file, *words = EXPERIMENTS[name].split()
-    args = options.parse(SCRIPTS[file].make_parser(), words, task=file[6:-3])
+    args = options_of(name)
     return len(args.seed) * len(args.lr) * len(args.init)
 
 

@@ -259,9 +259,9 @@ def answers_table():
         for other in ("default", "xavier", "noise"):
             gain = ""
             if other in best:
-                gain = table.gain(best["mimetic"].values, best[other].values, metric.decimals)
-            number, unclear, _ = gain.partition(", no difference seen")
-            row.append(f"({number})" if unclear else number)
+                pair = best["mimetic"].values, best[other].values
+                gain = table.gain(*pair, metric.decimals, unclear="({})")
+            row.append(gain)
         row.append(str(len(reported)))
         rows.append(row)
     return markdown(rows)

@@ -167,9 +167,8 @@ DONE = sorted(path.stem for path in report.RAW.glob("*.json"))
 @pytest.mark.parametrize("name", DONE)
 def test_results_are_those_of_their_command_line(name):
     """All options are those of the experiment, and the runs are the first of its grid."""
-    script, *words = experiments.EXPERIMENTS[name].split()
     results = json.loads((report.RAW / f"{name}.json").read_text())
-    args = options.parse(PARSERS[script](), words, task=script[6:-3])
+    args = experiments.options_of(name)
     assert results["config"] == options.experiment(args)
     grid = list(product(args.seed, args.lr, args.init))
     found = [(run["seed"], run["lr"], run["init"]) for run in results["runs"]]

@@ -122,10 +122,9 @@ def shared_parser(description, inits, default_inits, config, mimetic_init_, lr, 
     # --qk-alpha, --qk-beta and so on, with the defaults of the model.
     for name, parameter in inspect.signature(mimetic_init_).parameters.items():
         option = "--" + name.replace("_", "-")
-        if name.endswith("_alpha"):
-            add(option, STRENGTHS[name], parameter.default, type=alpha)
-        elif name.endswith("_beta"):
-            add(option, STRENGTHS[name], parameter.default, type=beta)
+        if name.endswith(("_alpha", "_beta")):
+            kind = alpha if name.endswith("_alpha") else beta
+            add(option, STRENGTHS[name], parameter.default, type=kind)
     best_device = "cuda" if torch.cuda.is_available() else "cpu"
     add("--device", "where torch computes", best_device, type=device)
     parser.add_argument(

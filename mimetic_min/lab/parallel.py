@@ -52,7 +52,7 @@ def leave(status):
     """
     if dist.is_initialized():
         with suppress(OSError):
-            sys.stdout.flush()
+            print(end="", flush=True)
         os._exit(status)
 
 

@@ -99,10 +99,10 @@ def spread(values, decimals):
     return f"{mean} ± {statistics.stdev(values):.{decimals}f}"
 
 
-def gain(values, base, decimals):
+def gain(values, base, decimals, unclear="{}, no difference seen"):
     """How far the mean of `values` is from that of `base`, ± the standard error of this difference.
 
-    A difference below twice its standard error is called no difference seen. The standard error is
+    A difference below twice its standard error is written as `unclear` says. The standard error is
     that of independent results. Runs of one seed share their batches, so it is rather too large
     than too small.
     """
@@ -116,7 +116,7 @@ def gain(values, base, decimals):
     )
     text = f"{difference:+.{decimals}f} ± {error:.{decimals}f}"
     if abs(difference) < 2 * error:
-        text += ", no difference seen"
+        text = unclear.format(text)
     return text
 
 
