@@ -92,6 +92,13 @@ EXPERIMENTS = {
     "cifar-short": (
         f"{CIFAR_MODEL} --limit 5000 --epochs 10 --init default noise mimetic --lr 1e-3 {THREE}"
     ),
+    "cifar-short-controls": (
+        f"{CIFAR_MODEL} --limit 5000 --epochs 10 --init off xavier --lr 1e-3 {THREE}"
+    ),
+    "cifar-middle-0.4": (
+        f"{CIFAR_MODEL} --limit 5000 --epochs 20 --init noise mimetic --qk-alpha 0.4 --qk-beta 0.4"
+        f" --lr 1e-3 {THREE}"
+    ),
     "cifar-all": f"{CIFAR_MODEL} --epochs 20 --init default noise mimetic --lr 1e-3",
     # Text
     "docs": f"train_lm.py {TEXT_INITS} {TEXT_RATES} {SIX}",
