@@ -214,7 +214,7 @@ def train(run, args, config, images):
     train_model = parallel.wrap(torch.compile(model) if args.compile else model)
     optimizer = make_optimizer(model)
 
-    # On CUDA matrix products are computed in bfloat16, as in nanoGPT. Elsewhere nothing changes.
+    # On CUDA, matrix products are computed in bfloat16, as in nanoGPT. Elsewhere nothing changes.
     device_type = torch.device(args.device).type
     autocast = torch.autocast(device_type, torch.bfloat16, enabled=device_type == "cuda")
 
@@ -306,6 +306,6 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    # As main, but a mistake in the options or the data is one line and no traceback, and Ctrl-C
+    # Like main, but a mistake in the options or the data is one line and no traceback, and Ctrl-C
     # says how to go on.
     script.run(prepare, train_grid)

@@ -5,9 +5,9 @@ This file needs only torch. Copy it anywhere.
     model = GPT(GPTConfig(vocab_size=256, context=64))
     model.mimetic_init_()
 
-Without the second line attention has GPT-2's random weights. With it, the diagonals of two products
-stand out, as in a trained vision transformer (Trockman and Kolter, "Mimetic Initialization of
-Self-Attention Layers", ICML 2023, https://arxiv.org/abs/2305.09828): W_Q W_K^T of each head, and
+Without the second line, attention has GPT-2's random weights. With it, the diagonals of two
+products stand out, as in a trained vision transformer (Trockman and Kolter, "Mimetic Initialization
+of Self-Attention Layers", ICML 2023, https://arxiv.org/abs/2305.09828): W_Q W_K^T of each head, and
 W_V W_proj of each layer.
 
 Tokens are rows, and weights act from the right: x @ W, as in the paper. (nn.Linear computes
@@ -214,7 +214,7 @@ class GPTConfig:
     """
 
     vocab_size: int = 256  # bytes
-    context: int = 64  # the most tokens that the model can look back on, the newest included
+    context: int = 64  # the most tokens that the model sees at once
     dim: int = 128
     depth: int = 4
     heads: int = 4
@@ -289,9 +289,10 @@ class GPT(nn.Module):
             nn.init.normal_(block.mlp[0].weight, std=0.02)
             for W in (block.attention.W_proj, block.mlp[2].weight):
                 nn.init.normal_(W, std=0.02 / sqrt(2 * config.depth))
-        # Input and output share the embedding. `forward` scales its entries from variance 1/dim to
-        # 1, and at each position the logits have a variance near 1. (Only the logit of the byte
-        # that stands there is larger: before training, the model mostly repeats its input.)
+        # Input and output share the embedding. With sincos, `forward` scales its entries from
+        # variance 1/dim to 1, and at each position the logits have a variance near 1. (Only the
+        # logit of the byte that stands there is larger: before training, the model mostly repeats
+        # its input.)
         embed_std = config.dim**-0.5 if config.position == "sincos" else 0.02
         nn.init.normal_(self.embed.weight, std=embed_std)
 

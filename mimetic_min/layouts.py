@@ -1,7 +1,8 @@
 """The method in other people's models: set their attention weights, and read them.
 
-You have a model whose attention somebody else wrote. This is the minute that it takes:
+You have a model whose attention somebody else wrote. Setting its weights takes a minute:
 
+    import timm
     from mimetic_min import layouts
 
     model = timm.create_model("vit_tiny_patch16_224")   # a new model: width 192, 3 heads
@@ -30,7 +31,7 @@ trace. The spread tells: it would be 0.24 instead of 0.03.
 
 The file goes from the table of layouts to the two routines that everything else uses: `find`, which
 looks for attention among named tensors, and `four_weights`, which shows the tensors found as W_Q,
-W_K, W_V and W_proj. A module and a file both are named tensors, so each routine exists once.
+W_K, W_V and W_proj. Modules and files both hold named tensors, so each routine exists once.
 """
 
 import inspect
@@ -53,13 +54,13 @@ from .vit import Attention
 RECIPE = {"qk_alpha": 0.7, "qk_beta": 0.7, "vp_alpha": 0.4, "vp_beta": -0.4}
 
 # In GPT-2 they are of size 0.03. There these strengths are a little better than GPT-2's own start,
-# but noise with the same alphas is as good (results/README.md, GPT-2's stream).
+# but most of that gain comes from the noise (results/README.md, GPT-2's stream).
 RECIPE_OF_GPT2 = {"qk_alpha": 0.4, "qk_beta": 0.1, "vp_alpha": 0.02, "vp_beta": -0.05}
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How one project names the weights of one attention, and which way they lie."""
+    """How one project names the weights of one attention."""
 
     # W_Q, W_K and W_V: three names, or one name if they stand side by side in one tensor.
     inputs: tuple
@@ -291,8 +292,8 @@ def four_weights(found, heads):
     # The columns of a head stand together. Several query heads may share one head of K and V.
     head_dim = dim // heads
     width = W_K.shape[1]
-    shared = width > 0 and width % head_dim == 0 and dim % width == 0
-    if W_Q.shape != (dim, dim) or W_K.shape != (dim, width) or W_V.shape != W_K.shape or not shared:
+    fits = width > 0 and width % head_dim == 0 and dim % width == 0
+    if W_Q.shape != (dim, dim) or W_K.shape != (dim, width) or W_V.shape != W_K.shape or not fits:
         raise misfit(found)
     return by_heads(W_Q, head_dim), by_heads(W_K, head_dim), by_heads(W_V, head_dim), W_proj
 
@@ -318,7 +319,7 @@ def side_by_side(W):
 
 @torch.no_grad()
 def read_found(found, heads, dtype):
-    """The attention as an Attention of its own memory, LayerScale included."""
+    """The attention as an Attention with its own memory, LayerScale included."""
     W_Q, W_K, W_V, W_proj = (W.to(dtype) for W in four_weights(found, heads))
     heads, dim, _ = W_Q.shape
 
@@ -347,7 +348,7 @@ def contiguous_copy(W):
 
 @torch.no_grad()
 def write_found(found, heads, attention):
-    """The weights of an Attention into the attention found. Biases become 0, LayerScale 1."""
+    """Copy an Attention into the attention found. Biases become 0, LayerScale 1."""
     W_Q, W_K, W_V, W_proj = four_weights(found, heads)
     W_Q.copy_(attention.W_Q)
     W_K.copy_(attention.W_K)
@@ -391,7 +392,7 @@ def find_in(module):
 
 
 def number_of_heads(module, found):
-    """The number of heads that the attention, what it holds or its config says.
+    """The number of heads, as the attention, its parts or their configs say.
 
     None for this project's Attention, whose W_Q says it.
     """
@@ -417,8 +418,8 @@ def read(module):
     `module` is one attention, or something that holds one, such as a block. Give the block if it
     has LayerScale: its factors belong to W_proj, and the attention does not know them. Key-value
     heads that several query heads share are repeated. Biases are left out. So is what the weights
-    do not say: positions that turn queries and keys, and whether the layer is causal (for a GPT,
-    set `causal` of what is returned).
+    do not say: rotary positions, and whether the layer is causal (for a GPT, set `causal` of what
+    is returned).
 
     Raises ValueError for a module without an attention in a known layout, or with several.
     """
@@ -473,8 +474,8 @@ def mimetic_init_(module, qk_alpha=None, qk_beta=None, vp_alpha=None, vp_beta=No
      -  Biases become 0. A bias of Q or K adds to the logits what W_Q W_K^T does not say.
      -  The LayerScale of the attention, if the block has one, becomes 1; that of the MLP stays. Its
         usual start, 1e-5, says that a layer adds nothing at first, so W_V W_proj would have no
-        effect. To divide W_proj by it is no way out: Adam's first step takes a factor of 1e-5 to
-        1e-3 or so, and what the layer adds would grow a hundredfold. An attention that is given by
+        effect. To divide W_proj by it is no way out: Adam's first step moves a factor from 1e-5 to
+        about 1e-3, and what the layer adds would grow a hundredfold. An attention that is given by
         itself does not know its LayerScale. Give the block, or the model.
 
     The strengths. None means the recipe: qk_alpha 0.7, qk_beta 0.7, vp_alpha 0.4, vp_beta -0.4. On
@@ -544,13 +545,13 @@ def read_checkpoint(path, heads=None):
     in float32.
 
     The file is a .safetensors, which needs the package of that name, or what torch.save made of a
-    state_dict (.pth, .pt, .bin), also under the name "model" or "state_dict" beside others. No code
+    state_dict (.pth, .pt, .bin), or of a dict that has it under "model" or "state_dict". No code
     in it is run. Other weights in it are ignored. As with `read`, LayerScale is part of W_proj,
     key-value heads that several query heads share are repeated, and biases are left out.
 
     `heads` is not in the files. Published ViTs, GPT-2s and SmolLM2 have width / 64, the default.
     The files of this project know it themselves. Raises ValueError, which names the file, for one
-    that cannot be read so.
+    that it cannot read.
     """
     try:
         everything = find(load(path))
@@ -586,7 +587,7 @@ def load(path):
 
             content = load_file(path)
         else:
-            # One sentence is enough for a file that is something else.
+            # No warnings: for a file that is something else, the error below is enough.
             with warnings.catch_warnings(action="ignore"):
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except ImportError:
@@ -622,8 +623,8 @@ def load(path):
 def diagonal(product):
     """The mean of a product's diagonal, and that divided by the standard deviation of all entries.
 
-    Of a product of each head, (heads, dim, dim), the mean of the heads is taken first. The second
-    number compares networks of any scale. Without a diagonal it is about 1 / sqrt(dim) in size.
+    With one product per head, (heads, dim, dim), their mean is taken first. The second number
+    compares networks of any scale. Without a diagonal it is about 1 / sqrt(dim) in size.
     """
     if product.ndim == 3:
         product = product.mean(0)
@@ -667,7 +668,7 @@ def run(argv):
         raise ValueError(f"--picture must be a new file, but {args.picture} exists")
 
     networks = {path: read_checkpoint(path, args.heads) for path in args.files}
-    # Draw before printing: then an error stands for itself, in one line.
+    # Draw before printing: then an error is the only line.
     if args.picture is not None:
         figures.save(figures.trained_networks(networks), args.picture)
     for path, attentions in networks.items():

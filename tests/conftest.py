@@ -71,7 +71,7 @@ def load_attention(path):
     """
     path = Path(path)
     if not path.is_file() or path.suffix != ".py":
-        raise pytest.UsageError(f"--implementation must be a Python file, but {path} is none")
+        raise pytest.UsageError(f"--implementation must be a Python file, but {path} is not")
     spec = importlib.util.spec_from_file_location(f"implementation_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module

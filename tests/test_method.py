@@ -16,8 +16,8 @@ How exact is equal? There are two kinds of bounds.
   A + E, where the norm of E is at most p(dim) eps |A| with a slowly growing p (LAPACK Users' Guide,
   section 4.9). The square root and the product add a few eps. `rounding` allows 10 dim eps |A| for
   all of it.
-- Chance. A random number is never exactly its mean. Each bound is so wide that a right
-  implementation breaks it less than once in 1e8 times.
+- Chance. A random number is never exactly its mean. Each bound is so wide that one right
+  number breaks it less than once in 1e8 times.
 """
 
 import subprocess
@@ -79,8 +79,8 @@ def test_worked_example(module):
     assert np.allclose(np.trace(A) / 2, 0.375)
     assert np.allclose(np.trace(product) / 2, 0.3)
 
-    # The code does the same. A column of U may be negative there if the same row of V^T is, too, so
-    # the comparison is of products.
+    # The code does the same. A column of U may have the other sign there if the same row of V^T
+    # has it, too, so the comparison is of products.
     for rank, expected in ((2, A), (1, product)):
         L, R = module.balanced_factors(torch.tensor(A), rank)
         L = double(L)
@@ -128,7 +128,7 @@ betas = st.floats(-1, 1)
 signs = st.sampled_from([1, -1])
 seeds = st.integers(0, 2**32)
 
-# Every allowed start, small ones and ones without noise included
+# Any strengths, with small shapes, and without noise, too
 any_start = st.builds(Start, heads, head_dims, alphas, betas, alphas, betas, seeds)
 
 # Starts that are wide enough for averages to say something, with noise enough to see it
@@ -138,8 +138,8 @@ wide_start = st.builds(
     Start, several_heads, wide_head_dims, clear_alphas, betas, clear_alphas, betas, seeds
 )
 
-# For query-key there is no formula, so NumPy draws the answer for a few starts. They have strong
-# and weak noise, both signs, and no diagonal at all.
+# For query-key there is no formula, so NumPy draws the answer for a few starts. Among them
+# are strong and weak noise, both signs, and one without a diagonal.
 few_strengths = st.sampled_from([(0.7, 0.7), (0.2, 0.7), (0.3, -0.6), (0.7, 0.0)])
 few_starts = st.builds(
     lambda heads, qk, seed: Start(heads, 16, *qk, 0.4, -0.4, seed),
@@ -181,7 +181,7 @@ def vp_product(attention):
     return double(attention.W_V) @ double(attention.W_proj)
 
 
-def traces(products):
+def diagonal_means(products):
     """The means of the diagonals: (heads, dim, dim) to (heads,)."""
     return np.diagonal(products, axis1=-2, axis2=-1).mean(-1)
 
@@ -283,7 +283,7 @@ def best_of_its_rank(dim, rank, alpha, beta, draws=200):
     A = alpha * Z + beta * np.eye(dim)
     U, S, Vt = np.linalg.svd(A)
     best = U[:, :, :rank] * S[:, None, :rank] @ Vt[:, :rank]
-    found = traces(best), norms(best)
+    found = diagonal_means(best), norms(best)
     return [(values.mean(), values.std(ddof=1)) for values in found]
 
 
@@ -296,7 +296,7 @@ def check_query_key_has_the_size_of_the_best_approximation(Attention, start):
     """
     found = best_of_its_rank(start.dim, start.head_dim, start.qk_alpha, start.qk_beta)
     product = qk_product(started(Attention, start))
-    for values, (average, spread) in zip((traces(product), norms(product)), found):
+    for values, (average, spread) in zip((diagonal_means(product), norms(product)), found):
         bound = SIGMAS * spread * np.sqrt(1 + 1 / 200) + rounding(product)
         assert np.abs(values - average).max() <= bound
 
@@ -347,10 +347,10 @@ def check_every_product_has_a_Z_of_its_own(Attention, start):
     """No two heads share their noise, nor do two layers, nor query-key and value-projection.
 
     Take two products, without the mean of each diagonal. Z looks the same in every rotated
-    coordinate system, so one product lies to the other in a random direction. Symmetric parts meet
-    symmetric parts there, and antisymmetric parts meet antisymmetric parts. Each kind has at least
-    n = dim (dim - 1) / 2 coordinates, and random directions in n dimensions have a cosine with a
-    spread of 1/sqrt(n).
+    coordinate system, so the angle between them is that of random directions. A symmetric part is
+    orthogonal to every antisymmetric part, so the cosine of two products is no larger than that of
+    one of these kinds. Each kind has at least n = dim (dim - 1) / 2 coordinates, and random
+    directions in n dimensions have a cosine with a spread of 1/sqrt(n).
     """
     dim = start.dim
     generator = seeded(start.seed)
@@ -407,8 +407,8 @@ def test_a_generator_reproduces_it(Attention, start):
 def check_without_noise_the_products_are_known(Attention, start):
     """With alpha = 0 the target is beta I, whatever Z is.
 
-    W_V W_proj is beta I. Of W_Q W_K^T one knows this much: each of its head_dim singular values is
-    |beta|, and it is beta times the projection on head_dim coordinates. With beta = 0 as well, all
+    W_V W_proj is beta I. Of W_Q W_K^T this much is known: each of its head_dim singular values is
+    |beta|, and it is beta times a projection onto head_dim dimensions. With beta = 0 as well, all
     weights are exactly 0.
     """
     dim, head_dim = start.dim, start.head_dim
@@ -444,16 +444,16 @@ def test_the_cut_to_head_dim_keeps_part_of_the_diagonal(Attention, dim, head_dim
     (average, spread), _ = best_of_its_rank(dim, head_dim, 0.7, 0.7, draws=20)
     assert round(average, 2) == left
     start = Start(dim // head_dim, head_dim, 0.7, 0.7, 0.4, -0.4, seed=0)
-    found = traces(qk_product(started(Attention, start)))
+    found = diagonal_means(qk_product(started(Attention, start)))
     assert np.abs(found - average).max() <= 10 * spread * np.sqrt(1 + 1 / 20)
 
 
 @given(qk_sign=signs, vp_sign=signs, seed=seeds)
 def test_each_beta_chooses_the_sign_of_its_diagonal(Attention, qk_sign, vp_sign, seed):
-    """The mean of the diagonal is 12 of its spreads away from 0, or more: its sign is no chance."""
+    """The mean of the diagonal is many of its spreads away from 0: its sign is not chance."""
     attention = started(Attention, Start(2, 16, 0.7, 0.7 * qk_sign, 0.4, 0.4 * vp_sign, seed))
-    assert (np.sign(traces(qk_product(attention))) == qk_sign).all()
-    assert np.sign(traces(vp_product(attention))) == vp_sign
+    assert (np.sign(diagonal_means(qk_product(attention))) == qk_sign).all()
+    assert np.sign(diagonal_means(vp_product(attention))) == vp_sign
 
 
 # ---------------------------------------------------------------------------------------------
@@ -622,7 +622,7 @@ def test_simple_form(module, heads, head_dim, qk_sign, vp_sign, seed):
     for product, sign, columns in cases:
         diagonal = sign * np.diag(product)
         rest = product[~np.eye(dim, dtype=bool)]
-        # The mean of the diagonal is the mean of `columns` times the square of each entry of Z.
+        # The mean of the diagonal is the mean of columns * z^2 over the entries z of Z.
         low, high = chi_square(dim * columns)
         assert low <= diagonal.mean() <= high
         # An entry z_i . z_j is N(0, |z_j|^2 / columns) for given z_j. With 2 log(dim) more in the
@@ -785,7 +785,7 @@ def smallest_singular_values(attention, qk, vp, generator):
 
 
 def cut_before_svd(attention, qk, vp, generator):
-    """The target loses all columns but the first `rank`, and only then it is decomposed."""
+    """The target loses all columns but the first `rank`, and only then is it decomposed."""
 
     def factors(A, rank):
         A = A.clone()
@@ -819,7 +819,7 @@ def V_not_transposed(attention, qk, vp, generator):
 
 
 def U_on_both_sides(attention, qk, vp, generator):
-    """The left singular vectors stand for the right ones, so that no diagonal can be negative."""
+    """The left singular vectors replace the right ones, so that no diagonal can be negative."""
 
     def factors(A, rank):
         L, _ = balanced_factors(A, rank)
@@ -1031,7 +1031,7 @@ def test_the_command_line_names_what_a_mistake_breaks(tmp_path):
 def test_the_command_line_says_in_one_line_what_is_wrong_with_a_file():
     output, status = run_pytest("--implementation", "my_attention.py")
     assert status == pytest.ExitCode.USAGE_ERROR
-    message = "--implementation must be a Python file, but my_attention.py is none"
+    message = "--implementation must be a Python file, but my_attention.py is not"
     assert output.strip() == f"ERROR: {message}"
 
 
@@ -1088,9 +1088,9 @@ def test_a_file_that_cannot_be_tested_is_refused_in_one_line(tmp_path, text, mes
 
 
 @pytest.mark.parametrize("name", ["missing.py", "folder", "notes.txt"])
-def test_what_is_no_python_file_is_refused_in_one_line(tmp_path, name):
+def test_what_is_not_a_python_file_is_refused_in_one_line(tmp_path, name):
     (tmp_path / "folder").mkdir()
     (tmp_path / "notes.txt").write_text("x = 1")
     with pytest.raises(pytest.UsageError) as error:
         load_attention(name)
-    assert str(error.value) == f"--implementation must be a Python file, but {name} is none"
+    assert str(error.value) == f"--implementation must be a Python file, but {name} is not"
