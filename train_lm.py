@@ -31,7 +31,7 @@ INITS = {
     "default": "every entry N(0, 0.02^2), and W_proj smaller, as in GPT-2",
     "xavier": "every entry uniform with variance 1/dim",
     "noise": "the control: the mimetic start without its diagonals",
-    "simple": "the mimetic start in its simple form",
+    "simple": "the paper's simple form, with diagonals of strength 1",
     "mimetic": "the mimetic start",
     "language": "mimetic with the signs of trained GPT-2s",
     "query-key": "mimetic for W_Q and W_K, default for W_V and W_proj",

@@ -31,7 +31,7 @@ def load_images(source, limit=None, data_dir=None, image_size=None):
     - "digits": the 1,797 scans of 8x8, with values from 0 to 16, of the UCI "Optical Recognition of
       Handwritten Digits" test set (E. Alpaydin and C. Kaynak, 1998, CC BY 4.0,
       https://doi.org/10.24432/C50P49). The first 1,000 are for training, the last 797 for the test.
-    - "shifted-digits": the same scans, each at a place of its own on a canvas of 12x12.
+    - "shifted-digits": the same scans, each placed at random on a canvas of 12x12.
     - "cifar10", "cifar100", "svhn", "tiny-imagenet": downloaded to data/ once, or read from the
       folder `data_dir`. SVHN needs SciPy, and Tiny ImageNet needs Pillow.
     - the path of an .npz with arrays of the four names above: square images as uint8
@@ -92,7 +92,7 @@ def read_digits():
 
 
 def shift(digits):
-    """Put each scan of 8x8 at a place of its own on a canvas of 12x12.
+    """Place each scan of 8x8 at random on a canvas of 12x12.
 
     In the digits as they come, a stroke is always at the same place, so that a model without any
     attention reads them as well, and they say nothing about attention. Here the parts of a digit

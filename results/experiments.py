@@ -1,10 +1,12 @@
 """The experiments behind results/README.md. Each is one command line of a script.
 
+(The two experiments named -transposed also change what the script does; see below.)
+
     python results/experiments.py                    what there is, and how far each one is
     python results/experiments.py shifted docs       start these, or go on with them
 
 A run folder is runs/NAME. After each run its results are kept in results/raw/NAME.json, with one
-line per run. From this file an experiment goes on, on any machine.
+line per run. From this file an experiment goes on, on any machine that has the same data.
 
 Every experiment computes with one thread, so that no figure depends on the number of cores. Start
 as many at a time as there are cores. A figure is the same again on the same kind of processor with
@@ -182,6 +184,7 @@ def change_of(name, script):
 
 def compact(results):
     """results.json as text with one line per run."""
+    # "runs" is the last key. Its value is written by hand.
     head = json.dumps({**results, "runs": None}, indent=1).removesuffix("null\n}")
     lines = [json.dumps(run, separators=(",", ":")) for run in results["runs"]]
     return head + "[\n" + ",\n".join(lines) + "\n]}\n"
@@ -217,15 +220,22 @@ def run(name):
     finish = runs.Grid.finish
 
     def finish_and_keep(grid, finished):
-        keep_diagonals(name, finished)
+        keep_diagonals(finished)
         finish(grid, finished)
         keep(name, folder)
 
-    with change_of(name, script), patch.object(runs.Grid, "finish", finish_and_keep):
+    def how_to_go_on(task, folder):
+        return f"to go on: python results/experiments.py {name}"
+
+    with (
+        change_of(name, script),
+        patch.object(runs.Grid, "finish", finish_and_keep),
+        patch.object(runs, "how_to_go_on", how_to_go_on),
+    ):
         script.main(words)
 
 
-def keep_diagonals(name, run):
+def keep_diagonals(run):
     """Add the mean of both diagonals in each layer, before and after the training, to a result."""
     if "final" not in run.result:
         return
@@ -248,7 +258,8 @@ def keep_diagonals(name, run):
 def options_of(name):
     """The options of an experiment, as its script reads them."""
     file, *words = EXPERIMENTS[name].split()
-    return options.parse(SCRIPTS[file].make_parser(), words, task=file[6:-3])
+    task = file.removeprefix("train_").removesuffix(".py")
+    return options.parse(SCRIPTS[file].make_parser(), words, task=task)
 
 
 def planned(name):
@@ -261,9 +272,7 @@ def main():
     torch.set_num_threads(1)
     for name in sys.argv[1:]:
         if name not in EXPERIMENTS:
-            sys.exit(
-                f"experiments.py: there is no experiment {name}; without a name they are listed"
-            )
+            sys.exit(f"experiments.py: there is no experiment {name}; give no name to list them")
     for name in sys.argv[1:]:
         run(name)
     if len(sys.argv) == 1:

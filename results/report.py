@@ -227,13 +227,13 @@ ANSWERS = {
     "shifted-200": "shifted digits, 200 images",
     "digits": "digits, not shifted",
     "cifar-short": "CIFAR-10 (JPEG copy), 5,000 images, 10 epochs",
-    "cifar-middle-0.4": "CIFAR-10 (JPEG copy), 5,000 images, 20 epochs, query-key (0.4, 0.4)",
+    "cifar-middle-0.4": "CIFAR-10 (JPEG copy), 5,000 images, 20 epochs, query-key 0.4",
     "cifar": "CIFAR-10 (JPEG copy), 5,000 images, 60 epochs",
     "cifar-all": "CIFAR-10 (JPEG copy), 50,000 images, 20 epochs",
     "docs": "Python reference",
-    "docs-learned": "Python reference, GPT-2's embeddings",
+    "docs-learned": "Python reference, GPT-2's stream",
     "shakespeare": "Tiny Shakespeare",
-    "shakespeare-learned": "Tiny Shakespeare, GPT-2's embeddings",
+    "shakespeare-learned": "Tiny Shakespeare, GPT-2's stream",
     "large": "Python reference, 4.8 million weights",
 }
 
@@ -461,7 +461,7 @@ def draw_diagonals(data):
                 look = {"color": color, "linestyle": dash, "marker": "o", "markerfacecolor": face}
                 layers = range(1, len(means) + 1)
                 axes.plot(layers, means, label=label, **look)
-            axes.set_title(f"{network}: {product}", fontsize=10)
+            axes.set_title(f"{network}:\n{product}", fontsize=10)
             axes.set_xlabel("layer")
             axes.set_xticks(layers)
     handles, labels = axes.get_legend_handles_labels()

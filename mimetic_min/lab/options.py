@@ -22,11 +22,11 @@ FOLDERS = ("out", "resume")
 
 # What --help says of the strengths of the mimetic start.
 STRENGTHS = {
-    "qk_alpha": "mimetic start: random part of query-key",
-    "qk_beta": "mimetic start: diagonal of query-key",
-    "vp_alpha": "mimetic start: random part of value-projection",
-    "vp_beta": "mimetic start: diagonal of value-projection",
-    "vp_last_beta": "mimetic start: --vp-beta of the last layer, if it is another",
+    "qk_alpha": "mimetic and noise: random part of query-key",
+    "qk_beta": "mimetic: diagonal of query-key",
+    "vp_alpha": "mimetic and noise: random part of value-projection",
+    "vp_beta": "mimetic: diagonal of value-projection",
+    "vp_last_beta": "mimetic: --vp-beta of the last layer (linear in between)",
 }
 
 
