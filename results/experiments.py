@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 import train_lm
 import train_vit
-from mimetic_min.lab import options, runs
+from mimetic_min.lab import options, runs, script
 
 SCRIPTS = {"train_vit.py": train_vit, "train_lm.py": train_lm}
 
@@ -170,11 +170,11 @@ def transpose_value_projection(initialise):
     return initialise_transposed
 
 
-def change_of(name, script):
+def change_of(name, train_script):
     """What an experiment changes in its script, as a context manager."""
     if name.endswith("-transposed"):
-        changed = transpose_value_projection(script.initialise)
-        return patch.object(script, "initialise", changed)
+        changed = transpose_value_projection(train_script.initialise)
+        return patch.object(train_script, "initialise", changed)
     return nullcontext()
 
 
@@ -203,7 +203,7 @@ def keep(name, folder):
 def run(name):
     """Start an experiment, or go on with it, and keep its results after each run."""
     file, *words = EXPERIMENTS[name].split()
-    script = SCRIPTS[file]
+    train_script = SCRIPTS[file]
     folder = ROOT / "runs" / name
     if not (folder / "results.json").exists() and (RAW / f"{name}.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -228,11 +228,11 @@ def run(name):
         return f"to go on: python results/experiments.py {name}"
 
     with (
-        change_of(name, script),
+        change_of(name, train_script),
         patch.object(runs.Grid, "finish", finish_and_keep),
         patch.object(runs, "how_to_go_on", how_to_go_on),
     ):
-        script.main(words)
+        train_script.main(words)
 
 
 def keep_diagonals(run):
@@ -272,7 +272,7 @@ def main():
     torch.set_num_threads(1)
     for name in sys.argv[1:]:
         if name not in EXPERIMENTS:
-            sys.exit(f"experiments.py: there is no experiment {name}; give no name to list them")
+            raise ValueError(f"there is no experiment {name}; give no name to list them")
     for name in sys.argv[1:]:
         run(name)
     if len(sys.argv) == 1:
@@ -283,4 +283,5 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    # A mistake is one line and no traceback, and Ctrl-C says how to go on.
+    script.run(prepare=lambda: [main()], train_grid=lambda _: None)
