@@ -204,7 +204,8 @@ def train(run, args, config, text):
     model = GPT(config)
     initialise(model, run.init, args)
     model.to(args.device)
-    # The same weights: compiled with --compile, wrapped in DistributedDataParallel under torchrun.
+    # It has the weights of `model`: compiled with --compile, in DistributedDataParallel under
+    # torchrun.
     train_model = parallel.wrap(torch.compile(model) if args.compile else model)
     optimizer = make_optimizer(model)
 

@@ -1,8 +1,8 @@
 """Images and text for the two training scripts.
 
 Two data sets need no network: the digits, which come with this project, and the language reference
-that comes with Python. How the others are read stands in datasets.py, and how they are downloaded
-in lab/download.py. Nothing is ever unpickled.
+that comes with Python. datasets.py reads the others, and lab/download.py downloads them. Nothing is
+ever unpickled.
 """
 
 import os
@@ -36,7 +36,7 @@ def load_images(source, limit=None, data_dir=None, image_size=None):
       folder `data_dir`. SVHN needs SciPy, and Tiny ImageNet needs Pillow.
     - the path of an .npz with arrays of the four names above: square images as uint8
       (n, size, size) or (n, size, size, channels), labels as whole numbers from 0.
-    - the path of a folder of pictures, of which each is scaled to `image_size` on its shorter side
+    - the path of a folder of pictures, each of which is scaled to `image_size` on its shorter side
       and cut to a square (see datasets.read_folder). This needs Pillow, too.
 
     With `limit` only the first `limit` training images are used. Raises ValueError, with one line
@@ -73,7 +73,7 @@ def load_images(source, limit=None, data_dir=None, image_size=None):
 
 
 def as_tensor(array):
-    """The array as a tensor: copied only if it is not contiguous, or not to be written to."""
+    """The array as a tensor: copied only if it is not contiguous, or not writable."""
     return torch.from_numpy(np.require(array, requirements=["C", "W"]))
 
 
@@ -94,9 +94,9 @@ def read_digits():
 def shift(digits):
     """Place each scan of 8x8 at random on a canvas of 12x12.
 
-    In the digits as they come, a stroke is always at the same place, so that a model without any
-    attention reads them as well, and they say nothing about attention. Here the parts of a digit
-    have to be found first, and each image keeps its place, in every epoch and every run.
+    In the digits as they come, a stroke is always at the same place, so that a model without
+    attention reads them just as well, and they say nothing about attention. Here the parts of a
+    digit have to be found first, and each image keeps its place, in every epoch and every run.
     """
     train_images, train_labels, test_images, test_labels = digits
     images = np.concatenate([train_images, test_images])
@@ -124,7 +124,7 @@ def read_npz(source):
     except MemoryError as error:
         raise ValueError(f"{source} is larger than the memory") from error
     except Exception as error:
-        # Whatever NumPy makes of a file that is something else, or broken.
+        # Whatever NumPy raises for a file that is something else, or broken.
         raise ValueError(f"{source} cannot be read as an .npz of arrays") from error
 
     for name in names:
@@ -142,7 +142,7 @@ def read_npz(source):
     test_shape = arrays["test_images"].shape[1:]
     if train_shape != test_shape:
         raise ValueError(
-            f"{source}: test images must be {train_shape}, as those in training, "
+            f"{source}: test images must be {train_shape}, like those in training, "
             f"but they are {test_shape}"
         )
 
@@ -182,11 +182,11 @@ def mean_and_std(images):
     """Mean and standard deviation of each channel: two float32 tensors (channels, 1, 1).
 
     `images` are uint8 (n, channels, size, size). A channel that has one value everywhere gets the
-    deviation 1, so that it becomes zero and not infinite when it is normalised.
+    deviation 1, so that it becomes zero and not NaN when it is normalised.
     """
     pixels = images[:, 0].numel()
     total, squares = 0, 0
-    # Part by part, since the sums are of larger numbers than the images are.
+    # Part by part, since the int32 copy is four times as large as the images.
     for part in images.split(1000):
         total = total + part.sum((0, 2, 3))  # (channels,)
         squares = squares + part.int().square().sum((0, 2, 3))
@@ -197,11 +197,11 @@ def mean_and_std(images):
 
 
 def augment(images, draws, flip):
-    """Crop each image at random out of itself with zeros around it, and with `flip` mirror half.
+    """Pad each image with zeros, crop it at random, and with `flip` mirror half of them.
 
     `images` are (batch, channels, size, size), and the zeros are an eighth of the size wide; for
     32x32 this is the recipe of He et al. (2015), section 4.2. `draws` (batch, 3) are uniform from 0
-    to 1: the first two of a row are the place of the crop, and a third below 0.5 mirrors it.
+    to 1: the first two of a row are the place of the crop, and the third mirrors it if below 0.5.
     """
     batch, _, size, _ = images.shape
     pad = size // 8
@@ -219,9 +219,9 @@ def augment(images, draws, flip):
 
 
 def fingerprint(*arrays):
-    """A number that tells data from others: the CRC-32 of the bytes of all arrays.
+    """A number that identifies the data: the CRC-32 of the bytes of all arrays.
 
-    Of an array larger than 256 MB it takes the first and the last million only, to be quick.
+    Of an array larger than 256 MB it takes only the first and last million entries, to be quick.
     """
     crc = 0
     for array in arrays:
@@ -251,7 +251,7 @@ def load_text(source, context, data_dir=None):
     - the path of a file, which is mapped into memory and may be larger than that.
 
     The first 90% are for training and the last 10% for validation, except that enwik8 has its usual
-    split of 90, 5 and 5 million bytes, and WikiText-103 its own. Raises ValueError if the text
+    split of 90 and 5 million bytes, and WikiText-103 its own. Raises ValueError if the text
     cannot be read, or if a part is too short for one window of `context` bytes and the byte after.
     """
     check_data_dir(source, data_dir, TEXTS)

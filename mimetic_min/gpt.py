@@ -299,7 +299,7 @@ class GPT(nn.Module):
     def forward(self, tokens):
         n = tokens.shape[1]
         if n > self.config.context:
-            raise ValueError(f"the context holds {self.config.context} tokens, but got {n}")
+            raise ValueError(f"the context holds {self.config.context} tokens, but there are {n}")
         x = self.embed(tokens)  # (batch, tokens, dim)
         if self.config.position == "sincos":
             # From entries of variance 1/dim to entries of variance 1.

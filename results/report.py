@@ -227,13 +227,13 @@ ANSWERS = {
     "shifted-200": "shifted digits, 200 images",
     "digits": "digits, not shifted",
     "cifar-short": "CIFAR-10 (JPEG copy), 5,000 images, 10 epochs",
-    "cifar-middle-0.4": "CIFAR-10 (JPEG copy), 5,000 images, 20 epochs, query-key 0.4",
+    "cifar-middle-0.4": "CIFAR-10 (JPEG copy), 5,000 images, 20 epochs, weaker query-key",
     "cifar": "CIFAR-10 (JPEG copy), 5,000 images, 60 epochs",
     "cifar-all": "CIFAR-10 (JPEG copy), 50,000 images, 20 epochs",
     "docs": "Python reference",
-    "docs-learned": "Python reference, GPT-2's stream",
+    "docs-learned": "Python reference, learned positions",
     "shakespeare": "Tiny Shakespeare",
-    "shakespeare-learned": "Tiny Shakespeare, GPT-2's stream",
+    "shakespeare-learned": "Tiny Shakespeare, learned positions",
     "large": "Python reference, 4.8 million weights",
 }
 

@@ -24,13 +24,13 @@ from test_method import (
     TAIL,
     both_files,
     chi_square,
+    diagonal_means,
     double,
     head_dims,
     heads,
     rounding,
     seeded,
     seeds,
-    traces,
     vp_product,
     weights,
 )
@@ -474,7 +474,7 @@ def test_the_value_projection_of_a_gpt_goes_on_a_line(seed, depth, first, last):
         expected = first + (last - first) * layer / max(1, depth - 1)
         # The mean of dim numbers with the spread alpha / sqrt(dim)
         bound = SIGMAS * 0.1 / dim + rounding(product) + rounding(np.eye(dim))
-        assert abs(traces(product) - expected) <= bound
+        assert abs(diagonal_means(product) - expected) <= bound
 
 
 @both_files
@@ -709,7 +709,7 @@ def test_generate_draws_each_token_as_often_as_the_softmax_says():
         (lambda: GPTConfig(heads=3), "heads must divide dim, but 3 does not divide 128"),
         (
             lambda: small_model(gpt)(torch.zeros(1, 65, dtype=int)),
-            "the context holds 64 tokens, but got 65",
+            "the context holds 64 tokens, but there are 65",
         ),
         (
             lambda: small_model(gpt).generate(torch.zeros(1, 1, dtype=int), 1, temperature=0),

@@ -117,9 +117,9 @@ MISTAKES = [
     (
         "vit",
         "--seed 0 --init off --seed 1",
-        "--seed was given twice; put all its values after one --seed",
+        "--seed was given twice; give it once, with all its values",
     ),
-    ("vit", "--dim 8 --dim=8", "--dim was given twice; put all its values after one --dim"),
+    ("vit", "--dim 8 --dim=8", "--dim was given twice; give it once, with all its values"),
     # Types
     ("vit", "--epochs 0", "--epochs must be a whole number above 0, but it is '0'"),
     ("vit", "--epochs ten", "--epochs must be a whole number above 0, but it is 'ten'"),
@@ -263,7 +263,7 @@ def test_a_mistake_is_one_line_and_nothing_is_written(task, words, line):
 def test_a_model_that_is_too_large_for_the_memory_is_one_line(task, words):
     status, out, err = script(task, *words.split())
     assert (status, out, err.count("\n")) == (2, "", 1)
-    assert err.startswith(f"train_{task}.py: this model needs at least ")
+    assert err.startswith(f"train_{task}.py: this model needs about ")
     assert err.endswith(" GB; choose a smaller --dim, --depth or --batch-size\n")
     assert os.listdir() == []
 
@@ -280,7 +280,7 @@ def test_the_memory_that_a_model_needs_is_not_overestimated():
     just_fits = train_vit.ViTConfig(dim=1024, depth=memory // block, heads=16)
     options.check_memory(just_fits, 0, "cpu")
     too_large = train_vit.ViTConfig(dim=1024, depth=memory // block + 1, heads=16)
-    with pytest.raises(ValueError, match="^this model needs at least "):
+    with pytest.raises(ValueError, match="^this model needs about "):
         options.check_memory(too_large, 0, "cpu")
 
 
@@ -410,7 +410,9 @@ def test_data_whose_name_begins_with_a_dash_come_back_too():
 # What the user can mend is told from a bug by where it is raised
 
 
-TOO_LITTLE_MEMORY = "too little memory; choose a smaller --dim, --depth or --batch-size"
+TOO_LITTLE_MEMORY = (
+    "too little memory; free some, or begin again with a smaller --dim, --depth or --batch-size"
+)
 
 
 @both_scripts

@@ -415,7 +415,7 @@ def trained_networks(networks, reference=None):
             axes.set_ylim(lowest, highest)
     set_title(
         figure,
-        "What training writes into attention weights. Look for the diagonals:",
+        "The two products of attention weights. Look for the diagonals:",
         "light is positive, dark is negative, in standard deviations of all entries"
         f" (the scale ends at ±{DEVIATIONS}).",
     )

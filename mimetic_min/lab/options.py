@@ -22,11 +22,11 @@ FOLDERS = ("out", "resume")
 
 # What --help says of the strengths of the mimetic start.
 STRENGTHS = {
-    "qk_alpha": "mimetic and noise: random part of query-key",
-    "qk_beta": "mimetic: diagonal of query-key",
-    "vp_alpha": "mimetic and noise: random part of value-projection",
-    "vp_beta": "mimetic: diagonal of value-projection",
-    "vp_last_beta": "mimetic: --vp-beta of the last layer (linear in between)",
+    "qk_alpha": "random part of query-key",
+    "qk_beta": "diagonal of query-key (0 in noise)",
+    "vp_alpha": "random part of value-projection",
+    "vp_beta": "diagonal of value-projection (0 in noise)",
+    "vp_last_beta": "--vp-beta of the last layer (linear in between)",
 }
 
 
@@ -67,7 +67,7 @@ def torch_has(device):
     """Whether torch can compute on a device of this name here."""
     try:
         return torch.ones(1, device=device).item() == 1
-    except Exception:  # It depends on the device what is raised.
+    except Exception:  # What is raised depends on the device.
         return False
 
 
@@ -75,7 +75,7 @@ def can_compile():
     """Whether torch.compile works here, tried on one small function."""
     try:
         return torch.compile(lambda x: x + 1)(torch.ones(1)).item() == 2
-    except Exception:  # It depends on the compiler and on the backend what is raised.
+    except Exception:  # What is raised depends on the compiler and the backend.
         return False
 
 
@@ -92,7 +92,7 @@ device = option_type(str, torch_has, "cpu, or a cuda or mps device that torch fi
 
 
 def shared_parser(description, inits, default_inits, config, mimetic_init_, lr, batch_size):
-    """A parser with the options of both scripts.
+    """A parser with the options that both scripts have, and the function that adds one more.
 
     `inits` maps the name of each start to its description. The defaults of the shape are those of
     the class `config`, and the defaults of the strengths are those of the method `mimetic_init_`.
@@ -148,7 +148,7 @@ def parse(parser, argv, task):
     given = [word.split("=")[0] for word in words if word.startswith("--")]
     for option in given:
         if given.count(option) > 1:
-            raise ValueError(f"{option} was given twice; put all its values after one {option}")
+            raise ValueError(f"{option} was given twice; give it once, with all its values")
     args = _parse_words(parser, words)
     if args.resume is not None:
         free = ["--resume", *("--" + name for name in MACHINE)]
@@ -185,7 +185,7 @@ def _parse_words(parser, words):
 
 
 def experiment(args):
-    """What results.json keeps of the options: all that the figures depend on."""
+    """What results.json keeps of the options: all that the results depend on."""
     return {name: value for name, value in vars(args).items() if name not in (*MACHINE, *FOLDERS)}
 
 
@@ -201,7 +201,7 @@ def _stored_options(parser, folder, task):
             raise ValueError(
                 f"--resume must name a folder of train_{task}.py, but {folder} is another script's"
             )
-        # Before they are parsed: another option, such as --help, would do something.
+        # Check this before parsing: an unknown option, such as --help, would do something.
         if config.keys() != experiment(parser.parse_args([])).keys():
             raise ValueError(not_ours)
         words = []
@@ -235,13 +235,14 @@ def _stored_options(parser, folder, task):
 
 
 def check_memory(config, tokens, device):
-    """Raise ValueError for a model that needs more memory than there is. It is a lower bound.
+    """Raise ValueError for a model that needs more memory than there is. The estimate is rough.
 
     `config` is the shape of the model, and `tokens` the number of tokens in a batch.
     """
-    # Four matrices in the attention of each block, and as much as eight in its MLP.
+    # Four matrices in the attention of each block, and the size of eight in its MLP.
     parameters = 12 * config.depth * config.dim**2
-    # A weight, its gradient and AdamW's two moments; what the backward pass needs of each block.
+    # In numbers of 4 bytes: 4 per parameter (itself, its gradient and AdamW's two moments), and
+    # 12 per token, dim and block for the backward pass.
     tokens_here = tokens / parallel.count()
     needed = 4 * (4 * parameters + 12 * tokens_here * config.dim * config.depth)
     if torch.device(device).type == "cuda":
@@ -252,6 +253,6 @@ def check_memory(config, tokens, device):
         return
     if needed > memory:
         raise ValueError(
-            f"this model needs at least {needed / 1e9:,.0f} GB of memory, but {device} has"
+            f"this model needs about {needed / 1e9:,.0f} GB of memory, but {device} has"
             f" {memory / 1e9:,.0f} GB; choose a smaller --dim, --depth or --batch-size"
         )

@@ -9,7 +9,7 @@ A grid has one run for each start, learning rate and seed. Its folder holds
     lock                                held by the process that trains here
 
 Each file is written whole or not at all. So a grid can be stopped at any moment, even by a power
-cut, and go on from the newest checkpoint to the same figures.
+cut, and go on from the newest checkpoint to the same results.
 """
 
 import csv
@@ -95,7 +95,7 @@ class Run:
                 saved = time.monotonic()
 
     def evaluates(self, step):
-        """Whether to evaluate after this step: EVALUATIONS times per run, and after the last."""
+        """Whether to evaluate after this step: EVALUATIONS times per run, also after the last."""
         done = step + 1
         return done * EVALUATIONS // self.total_steps > step * EVALUATIONS // self.total_steps
 
@@ -175,7 +175,7 @@ class Run:
         line += f"  step {step + 1:,} of {self.total_steps:,}  train loss {train_loss:.3f}"
         if self.result["curve"]:
             line += "  " + describe(self.result["curve"][-1])
-        progress.show(f"{line}  {self.grid.seconds_left(self, step):.0f} s left", done)
+        progress.show(f"{line}  {self.grid.seconds_left(step):.0f} s left", done)
 
     def _warn(self, message):
         if parallel.is_first():
@@ -255,7 +255,7 @@ class Grid:
         if parallel.is_first():
             write(self.folder / name, text.encode())
 
-    def seconds_left(self, run, step):
+    def seconds_left(self, step):
         """An estimate for the whole grid, from the pace of this process."""
         # The step that is reported is not counted yet.
         pace = (time.monotonic() - self.begun) / (self.steps_done + 1)
@@ -293,8 +293,8 @@ def open_grid(task, args, total_steps, fingerprint):
     folder = Path(args.resume)
     lock = Lock(folder)
     parallel.from_first(lock.take)
-    # The options were read from it before this process had the lock. Another one may have
-    # finished a run since then, so read it again.
+    # results.json was read before this process had the lock. Another process may have finished
+    # a run since then, so read it again.
     results = json.loads((folder / "results.json").read_text())
     if results.get("fingerprint") != fingerprint:
         raise ValueError(

@@ -37,7 +37,7 @@ def metric_of(values):
 
 
 def metric_of_runs(runs):
-    """The name of the metric of entries of results.json, of which one at least has finished."""
+    """The name of the metric of entries of results.json, at least one of which has finished."""
     return metric_of(next(run["final"] for run in runs if "final" in run))
 
 
@@ -103,8 +103,8 @@ def gain(values, base, decimals, unclear="{}, no difference seen"):
     """How far the mean of `values` is from that of `base`, ± the standard error of this difference.
 
     A difference below twice its standard error is written as `unclear` says. The standard error is
-    that of independent results. Runs of one seed share their batches, so it is rather too large
-    than too small.
+    that of independent results. Runs of one seed share their batches, so it is too large, if
+    anything.
     """
     if not all(map(math.isfinite, [*values, *base])):
         return ""
