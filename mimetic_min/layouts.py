@@ -471,7 +471,7 @@ def mimetic_init_(module, qk_alpha=None, qk_beta=None, vp_alpha=None, vp_beta=No
     `module` is one attention or a whole new model. Cross-attention is left alone. Each attention
     gets what Attention.mimetic_init_ of vit.py draws from `generator`, and besides:
 
-     -  Biases become 0. A bias of Q or K adds to the logits what W_Q W_K^T does not say.
+     -  Biases become 0. A bias of Q or K adds something to the logits that is not in W_Q W_K^T.
      -  The LayerScale of the attention, if the block has one, becomes 1; that of the MLP stays. Its
         usual start, 1e-5, says that a layer adds nothing at first, so W_V W_proj would have no
         effect. To divide W_proj by it is no way out: Adam's first step moves a factor from 1e-5 to

@@ -41,8 +41,8 @@ TEXT_RATES = "--lr 1e-3 2e-3 4e-3 8e-3"
 # Noise whose two products have the Frobenius norm of the mimetic start's, found with NumPy: the top
 # head_dim singular values of alpha Z have the same sum of squares as those of the target.
 MATCHED_VIT = "--init noise --qk-alpha 0.944 --vp-alpha 0.566"
-# The same for query-key (0.4, 0.4) in the CIFAR-10 model.
-MATCHED_CIFAR = "--init noise --qk-alpha 0.544 --vp-alpha 0.566"
+MATCHED_CIFAR = "--init noise --qk-alpha 0.952 --vp-alpha 0.566"
+MATCHED_CIFAR_04 = "--init noise --qk-alpha 0.544 --vp-alpha 0.566"
 MATCHED_GPT = "--init noise --qk-alpha 0.504 --vp-alpha 0.412"
 
 SHIFTED_PART = f"train_vit.py {TEN}"
@@ -89,7 +89,7 @@ EXPERIMENTS = {
     "cifar": f"{CIFAR} --init default noise mimetic --lr 1e-3 {THREE}",
     "cifar-controls": f"{CIFAR} --init off xavier --lr 1e-3 {THREE}",
     "cifar-0.4": (f"{CIFAR} --init noise mimetic --qk-alpha 0.4 --qk-beta 0.4 --lr 1e-3 {THREE}"),
-    "cifar-matched": f"{CIFAR} {MATCHED_VIT} --lr 1e-3 {THREE}",
+    "cifar-matched": f"{CIFAR} {MATCHED_CIFAR} --lr 1e-3 {THREE}",
     "cifar-rates": (
         f"{CIFAR_MODEL} --limit 5000 --epochs 10 --init default noise mimetic --lr 5e-4 2e-3"
     ),
@@ -104,8 +104,12 @@ EXPERIMENTS = {
         f"{CIFAR_MODEL} --limit 5000 --epochs 20 --init noise mimetic"
         f" --qk-alpha 0.4 --qk-beta 0.4 --lr 1e-3 {THREE}"
     ),
+    "cifar-middle-0.4-rates": (
+        f"{CIFAR_MODEL} --limit 5000 --epochs 20 --init noise mimetic"
+        f" --qk-alpha 0.4 --qk-beta 0.4 --lr 5e-4 2e-3 {THREE}"
+    ),
     "cifar-middle-0.4-matched": (
-        f"{CIFAR_MODEL} --limit 5000 --epochs 20 {MATCHED_CIFAR} --lr 1e-3 {THREE}"
+        f"{CIFAR_MODEL} --limit 5000 --epochs 20 {MATCHED_CIFAR_04} --lr 1e-3 {THREE}"
     ),
     "cifar-all": f"{CIFAR_MODEL} --epochs 20 --init default noise mimetic --lr 1e-3",
     # Text

@@ -227,7 +227,7 @@ ANSWERS = {
     "shifted-200": "shifted digits, 200 images",
     "digits": "digits, not shifted",
     "cifar-short": "CIFAR-10 (JPEG copy), 5,000 images, 10 epochs",
-    "cifar-middle-0.4": "CIFAR-10 (JPEG copy), 5,000 images, 20 epochs, weaker query-key",
+    "cifar-middle-0.4": "CIFAR-10 (JPEG copy), 5,000 images, 20 epochs, query-key at 0.4",
     "cifar": "CIFAR-10 (JPEG copy), 5,000 images, 60 epochs",
     "cifar-all": "CIFAR-10 (JPEG copy), 50,000 images, 20 epochs",
     "docs": "Python reference",

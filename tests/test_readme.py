@@ -175,12 +175,10 @@ def test_results_are_those_of_their_command_line(name):
     assert found == grid[: len(found)]
 
 
-def test_an_experiment_that_does_not_exist_is_refused_in_one_line():
-    script = str(ROOT / "results/experiments.py")
-    done = subprocess.run([sys.executable, script, "shiftet"], capture_output=True, text=True)
-    assert done.returncode == 2
-    message = "experiments.py: there is no experiment shiftet; give no name to list them\n"
-    assert done.stderr == message
+def test_an_experiment_that_does_not_exist_is_refused(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["experiments.py", "shiftet"])
+    with pytest.raises(ValueError, match="^there is no experiment shiftet; give no name to list"):
+        experiments.main()
 
 
 def test_an_experiment_goes_on_from_what_was_kept(tmp_path, monkeypatch):
