@@ -1,7 +1,7 @@
 """The pictures of README.md that need no experiment, or the models of one.
 
     python results/pictures.py positions
-    python results/pictures.py trained dinov2-small.safetensors smollm2-135m.safetensors
+    python results/pictures.py trained dinov2-small.safetensors smollm2-135m-instruct.safetensors
     python results/pictures.py maps runs/cifar
 
 `positions` needs nothing. `trained` needs the two weight files of facebook/dinov2-small and of
@@ -54,7 +54,7 @@ def trained(dinov2, smollm2):
     """Both products in two trained networks, beside what mimetic_init_ makes."""
     networks = {
         "DINOv2 ViT-S/14 (vision)": layouts.read_checkpoint(dinov2),
-        "SmolLM2-135M (language)": layouts.read_checkpoint(smollm2),
+        "SmolLM2-135M-Instruct (language)": layouts.read_checkpoint(smollm2),
     }
     torch.manual_seed(0)
     vit = ViT(ViTConfig(dim=384, depth=12, heads=6)).mimetic_init_()
