@@ -50,6 +50,7 @@ SHIFTED_FEWER = f"train_vit.py --init default noise mimetic --lr 2e-3 4e-3 {SIX}
 DOCS_PART = f"train_lm.py --lr 4e-3 {SIX}"
 CIFAR_MODEL = "train_vit.py --data cifar10 --patch-size 4 --dim 96 --depth 6 --heads 3"
 CIFAR = f"{CIFAR_MODEL} --limit 5000 --epochs 60"
+CIFAR_04 = f"{CIFAR_MODEL} --limit 5000 --epochs 20 --qk-alpha 0.4 --qk-beta 0.4"
 LARGE = "train_lm.py --dim 256 --depth 6 --heads 8 --context 128 --steps 1000"
 SHAKESPEARE = "train_lm.py --data shakespeare --steps 2000"
 TEXT_INITS = "--init default xavier noise mimetic"
@@ -100,14 +101,9 @@ EXPERIMENTS = {
     "cifar-middle": (
         f"{CIFAR_MODEL} --limit 5000 --epochs 20 --init noise mimetic --lr 1e-3 {THREE}"
     ),
-    "cifar-middle-0.4": (
-        f"{CIFAR_MODEL} --limit 5000 --epochs 20 --init noise mimetic"
-        f" --qk-alpha 0.4 --qk-beta 0.4 --lr 1e-3 {THREE}"
-    ),
-    "cifar-middle-0.4-rates": (
-        f"{CIFAR_MODEL} --limit 5000 --epochs 20 --init noise mimetic"
-        f" --qk-alpha 0.4 --qk-beta 0.4 --lr 5e-4 2e-3 {THREE}"
-    ),
+    "cifar-middle-0.4": f"{CIFAR_04} --init default xavier noise mimetic --lr 1e-3 {THREE}",
+    "cifar-middle-0.4-slow": f"{CIFAR_04} --init noise mimetic --lr 5e-4 {THREE}",
+    "cifar-middle-0.4-fast": f"{CIFAR_04} --init noise mimetic --lr 2e-3 {THREE}",
     "cifar-middle-0.4-matched": (
         f"{CIFAR_MODEL} --limit 5000 --epochs 20 {MATCHED_CIFAR_04} --lr 1e-3 {THREE}"
     ),
