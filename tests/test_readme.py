@@ -79,20 +79,28 @@ def test_the_lines_for_linear_layers_are_right(capsys):
     x = torch.randn(2, 5, 192)
     q = torch.einsum("bnd,hdk->bnhk", x, attention.W_Q)
     torch.testing.assert_close(query(x), q.flatten(2))
+    torch.testing.assert_close(key(x), torch.einsum("bnd,hdk->bnhk", x, attention.W_K).flatten(2))
     torch.testing.assert_close(value(x), x @ attention.W_V)
+    torch.testing.assert_close(projection(x), x @ attention.W_proj)
 
-    with torch.no_grad():
-        key.weight.copy_(attention.W_K.flatten(1).T.reshape(192, 192))
-        projection.weight.copy_(attention.W_proj.T)
-    with pytest.raises(AssertionError):
-        exec(textwrap.dedent(check), names)
-    with torch.no_grad():
-        key.weight.copy_(attention.W_K.transpose(0, 1).flatten(1).T)
     exec(textwrap.dedent(check), names)
     mean, spread = map(float, re.findall(r"-?\d\.\d+", capsys.readouterr().out))
     # 192 entries of N(0, 0.4^2 / 192): their mean is exact to 0.01, and their spread to 20%.
     assert mean == pytest.approx(-0.4, abs=0.015)
     assert spread == pytest.approx(0.4 / 192**0.5, rel=0.2)
+
+    # The mistakes: a key whose heads do not stand one above another, and a value-projection put in
+    # without transposing it.
+    with torch.no_grad():
+        key.weight.copy_(attention.W_K.flatten(1).T.reshape(192, 192))
+    with pytest.raises(AssertionError):
+        exec(textwrap.dedent(check), names)
+    exec(textwrap.dedent(code.replace("W_V.T", "W_V").replace("W_proj.T", "W_proj")), names)
+    exec(textwrap.dedent(check), names)
+    mean, spread = map(float, re.findall(r"-?\d\.\d+", capsys.readouterr().out))
+    # The trace of a product does not depend on the order of its factors.
+    assert mean == pytest.approx(-0.4, abs=0.015)
+    assert spread > 3 * 0.4 / 192**0.5
 
 
 def commands():
