@@ -308,6 +308,7 @@ TABLES = {
     "cifar": lambda: starts_table("cifar"),
     "cifar-short": lambda: starts_table("cifar-short"),
     "cifar-middle-04": lambda: starts_table("cifar-middle-0.4"),
+    "cifar-middle-04-slow": lambda: starts_table("cifar-middle-0.4-slow"),
     "cifar-middle-04-fast": lambda: starts_table("cifar-middle-0.4-fast"),
     "cifar-04": lambda: starts_table("cifar-0.4"),
     "docs": lambda: starts_table("docs"),
