@@ -102,7 +102,7 @@ EXPERIMENTS = {
         f"{CIFAR_MODEL} --limit 5000 --epochs 20 --init noise mimetic --lr 1e-3 {THREE}"
     ),
     "cifar-middle-0.4": f"{CIFAR_04} --init default xavier noise mimetic --lr 1e-3 {THREE}",
-    "cifar-middle-0.4-slow": f"{CIFAR_04} --init noise mimetic --lr 5e-4 {THREE}",
+    "cifar-middle-0.4-slow": f"{CIFAR_04} --init default noise mimetic --lr 5e-4 {THREE}",
     "cifar-middle-0.4-fast": f"{CIFAR_04} --init noise mimetic --lr 2e-3 {THREE}",
     "cifar-middle-0.4-matched": (
         f"{CIFAR_MODEL} --limit 5000 --epochs 20 {MATCHED_CIFAR_04} --lr 1e-3 {THREE}"
