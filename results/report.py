@@ -255,7 +255,8 @@ def answers_table(names):
     A gain is in brackets where no difference is seen. One row has many cells, so they are short.
     """
     starts = ("off", "default", "xavier", "noise", "mimetic")
-    rows = [["data", *starts, "against default", "against xavier", "against noise", "seeds shown"]]
+    against = ["against default", "against xavier", "against noise"]
+    rows = [["data", *starts, *against, "seeds shown", "experiment"]]
     for name in names:
         runs = load(name)
         if not runs:
@@ -274,7 +275,7 @@ def answers_table(names):
                 pair = best["mimetic"].values, best[other].values
                 gain = table.gain(*pair, metric.decimals, unclear="({})")
             row.append(gain)
-        row.append(str(len(reported)))
+        row += [str(len(reported)), f"`{name}`"]
         rows.append(row)
     return markdown(rows)
 
