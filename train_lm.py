@@ -204,8 +204,7 @@ def train(run, args, config, text):
     model = GPT(config)
     initialise(model, run.init, args)
     model.to(args.device)
-    # It has the weights of `model`: compiled with --compile, in DistributedDataParallel under
-    # torchrun.
+    # It shares its weights with `model`, compiled or wrapped in DistributedDataParallel.
     train_model = parallel.wrap(torch.compile(model) if args.compile else model)
     optimizer = make_optimizer(model)
 

@@ -76,15 +76,19 @@ def test_the_lines_for_linear_layers_are_right(capsys):
     names |= {"query": query, "key": key, "value": value, "projection": projection}
     exec(textwrap.dedent(code), names)
     attention = names["attention"]
+
+    def mean_and_spread():
+        exec(textwrap.dedent(check), names)
+        return map(float, re.findall(r"-?\d\.\d+", capsys.readouterr().out))
+
     x = torch.randn(2, 5, 192)
-    q = torch.einsum("bnd,hdk->bnhk", x, attention.W_Q)
-    torch.testing.assert_close(query(x), q.flatten(2))
-    torch.testing.assert_close(key(x), torch.einsum("bnd,hdk->bnhk", x, attention.W_K).flatten(2))
+    for layer, weight in ((query, attention.W_Q), (key, attention.W_K)):
+        expected = torch.einsum("bnd,hdk->bnhk", x, weight).flatten(2)
+        torch.testing.assert_close(layer(x), expected)
     torch.testing.assert_close(value(x), x @ attention.W_V)
     torch.testing.assert_close(projection(x), x @ attention.W_proj)
 
-    exec(textwrap.dedent(check), names)
-    mean, spread = map(float, re.findall(r"-?\d\.\d+", capsys.readouterr().out))
+    mean, spread = mean_and_spread()
     # 192 entries of N(0, 0.4^2 / 192): their mean is exact to 0.01, and their spread to 20%.
     assert mean == pytest.approx(-0.4, abs=0.015)
     assert spread == pytest.approx(0.4 / 192**0.5, rel=0.2)
@@ -96,8 +100,7 @@ def test_the_lines_for_linear_layers_are_right(capsys):
     with pytest.raises(AssertionError):
         exec(textwrap.dedent(check), names)
     exec(textwrap.dedent(code.replace("W_V.T", "W_V").replace("W_proj.T", "W_proj")), names)
-    exec(textwrap.dedent(check), names)
-    mean, spread = map(float, re.findall(r"-?\d\.\d+", capsys.readouterr().out))
+    mean, spread = mean_and_spread()
     # The trace of a product does not depend on the order of its factors.
     assert mean == pytest.approx(-0.4, abs=0.015)
     assert spread > 3 * 0.4 / 192**0.5
@@ -183,10 +186,12 @@ def test_results_are_those_of_their_command_line(name):
     assert found == grid[: len(found)]
 
 
-def test_an_experiment_that_does_not_exist_is_refused(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["experiments.py", "shiftet"])
-    with pytest.raises(ValueError, match="^there is no experiment shiftet; give no name to list"):
-        experiments.main()
+def test_an_experiment_that_does_not_exist_is_refused_in_one_line():
+    script = str(ROOT / "results/experiments.py")
+    done = subprocess.run([sys.executable, script, "shiftet"], capture_output=True, text=True)
+    assert done.returncode == 2
+    message = "experiments.py: there is no experiment shiftet; give no name to list them\n"
+    assert done.stderr == message
 
 
 def test_an_experiment_goes_on_from_what_was_kept(tmp_path, monkeypatch):

@@ -43,8 +43,10 @@ def run(prepare, train_grid):
     except for_the_user as error:
         line = str(error).split("\n")[0]
         if isinstance(error, TOO_LITTLE_MEMORY):
-            line = "too little memory; free some, or begin again with a smaller"
-            line += " --dim, --depth or --batch-size"
+            line = (
+                "too little memory; free some, or begin again with a smaller"
+                " --dim, --depth or --batch-size"
+            )
         end(line, error, 2)
 
 
