@@ -14,6 +14,7 @@ the same torch; elsewhere rounding differs, and training with it, by about the s
 """
 
 import json
+import shutil
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -201,11 +202,7 @@ def run(name):
     folder = ROOT / "runs" / name
     if not (folder / "results.json").exists() and (RAW / f"{name}.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        results = json.loads((RAW / f"{name}.json").read_text())
-        if file == "train_lm.py":
-            for result in results["runs"]:
-                result["sample"] = ""
-        (folder / "results.json").write_text(json.dumps(results))
+        shutil.copy(RAW / f"{name}.json", folder / "results.json")
     if (folder / "results.json").exists():
         words = ["--resume", str(folder)]
     else:
