@@ -28,14 +28,14 @@ from torch import nn
 # The method. A product of two weights should be near a target, alpha Z + beta I. Make the target,
 # then split it into two factors.
 
+# All draws are made on the CPU and in float32, so that a seed gives the same for every model.
+ON_CPU = {"device": "cpu", "dtype": torch.float32}
+
 
 def mimetic_target(dim, alpha, beta, generator=None):
     """A = alpha Z + beta I, where Z has entries N(0, 1/dim). Returns A (dim, dim)."""
-    # On the CPU and in float32, so that a seed gives the same draws for every model.
-    place = {"device": "cpu", "dtype": torch.float32}
-    Z = torch.randn(dim, dim, generator=generator, **place) / sqrt(dim)
-    I = torch.eye(dim, **place)
-    return alpha * Z + beta * I
+    Z = torch.randn(dim, dim, generator=generator, **ON_CPU) / sqrt(dim)
+    return alpha * Z + beta * torch.eye(dim, **ON_CPU)
 
 
 def balanced_factors(A, rank):
@@ -45,6 +45,11 @@ def balanced_factors(A, rank):
     to the `rank` largest singular values. No matrix of that rank is closer to A than L @ R (Eckart
     and Young, 1936). At full rank, L @ R is A. Each factor gets the square root of S, so both have
     the same norm, and neither learns faster than the other.
+
+    For example, A = [[0, 4], [1, 0]] has the singular values 4 and 1. At rank 2, L = [[2, 0],
+    [0, 1]] and R = [[0, 2], [1, 0]]. At rank 1, L = [[2], [0]] and R = [[0, 2]]: their product
+    [[0, 4], [0, 0]] keeps the 4 and loses the 1. (A column of L and its row of R may both come with
+    the other sign.)
     """
     U, S, Vt = torch.linalg.svd(A)
     root = S[:rank].sqrt()
@@ -84,22 +89,30 @@ class Attention(nn.Module):
         super().__init__()
         if heads < 1 or dim % heads != 0:
             raise ValueError(f"heads must divide dim, but {heads} does not divide {dim}")
-        head_dim = dim // heads
         self.causal = causal
-        self.W_Q = nn.Parameter(torch.empty(heads, dim, head_dim))
-        self.W_K = nn.Parameter(torch.empty(heads, dim, head_dim))
+        self.W_Q = nn.Parameter(torch.empty(heads, dim, dim // heads))
+        self.W_K = nn.Parameter(torch.empty(heads, dim, dim // heads))
         self.W_V = nn.Parameter(torch.empty(dim, dim))
         self.W_proj = nn.Parameter(torch.empty(dim, dim))
         self.default_init_()
 
     def forward(self, x):  # (batch, tokens, dim)
-        heads, _, head_dim = self.W_Q.shape
-        q = torch.einsum("bnd,hdk->bhnk", x, self.W_Q)  # (batch, heads, tokens, head_dim)
-        k = torch.einsum("bnd,hdk->bhnk", x, self.W_K)
-        v = (x @ self.W_V).unflatten(2, (heads, head_dim)).transpose(1, 2)
+        q, k = self.queries_and_keys(x)
+        v = self.split_heads(x @ self.W_V)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         y = y.transpose(1, 2).flatten(2)  # (batch, tokens, dim): the heads side by side
         return y @ self.W_proj
+
+    def queries_and_keys(self, x):
+        """From x (batch, tokens, dim) to q and k, both (batch, heads, tokens, head_dim)."""
+        # With the heads side by side, one product computes all of them: it has a (dim, dim) matrix.
+        q = x @ self.W_Q.transpose(0, 1).flatten(1)
+        k = x @ self.W_K.transpose(0, 1).flatten(1)
+        return self.split_heads(q), self.split_heads(k)
+
+    def split_heads(self, x):
+        """From (batch, tokens, dim) to (batch, heads, tokens, head_dim)."""
+        return x.unflatten(2, (len(self.W_Q), -1)).transpose(1, 2)
 
     def attention_map(self, x):
         """softmax(x W_Q W_K^T x^T / sqrt(head_dim)): what each token (row) attends to.
@@ -107,11 +120,10 @@ class Attention(nn.Module):
         From x (batch, tokens, dim) to (batch, heads, tokens, tokens). Each row sums to 1. `forward`
         applies the same map without storing it.
         """
-        q = torch.einsum("bnd,hdk->bhnk", x, self.W_Q)
-        k = torch.einsum("bnd,hdk->bhnk", x, self.W_K)
+        q, k = self.queries_and_keys(x)
         logits = q @ k.mT / sqrt(q.shape[-1])
         if self.causal:
-            future = torch.ones(logits.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
+            future = torch.ones_like(logits, dtype=torch.bool).triu(1)
             logits = logits.masked_fill(future, -torch.inf)
         return logits.softmax(-1)
 
@@ -123,10 +135,10 @@ class Attention(nn.Module):
         """W_V W_proj of the layer, which is the sum over its heads: (dim, dim)."""
         return self.W_V @ self.W_proj
 
-    # The mimetic start. `alpha`, from 0 to 1, is the size of the random part. `beta`, from -1 to 1,
-    # is the diagonal: its sign and its size. A value out of range raises ValueError and changes
-    # nothing. The draws come from `generator`, a torch.Generator on the CPU, or else from torch's
-    # own.
+    # Mimetic initialization. `alpha`, from 0 to 1, is the size of the random part. `beta`, from -1
+    # to 1, is the diagonal: its sign and its size. A value out of range raises ValueError and
+    # changes nothing. The draws come from `generator`, a torch.Generator on the CPU, or else from
+    # torch's own.
 
     @torch.no_grad()
     def query_key_init_(self, alpha, beta, generator=None):
@@ -148,7 +160,7 @@ class Attention(nn.Module):
     def value_projection_init_(self, alpha, beta, generator=None):
         """Set W_V and W_proj. W_V W_proj is the target itself: at full rank nothing is cut."""
         check_strengths(alpha=alpha, beta=beta)
-        dim = self.W_V.shape[0]
+        dim = len(self.W_V)
         A = mimetic_target(dim, alpha, beta, generator)
         L, R = balanced_factors(A, rank=dim)
         self.W_V.copy_(L)
@@ -166,22 +178,31 @@ class Attention(nn.Module):
         """The paper's simple form: W_Q W_K^T is about qk_sign I, and W_V W_proj about vp_sign I.
 
         It needs no decomposition. If the entries of a random Z have variance 1/columns, the mean of
-        Z Z^T is I, and one draw is I with noise. Only the sign can be chosen. Raises ValueError for
-        a sign other than 1 and -1.
+        Z Z^T is I, and one draw is I with noise. Only the sign can be chosen, 1 or -1.
         """
-        for name, sign in (("qk_sign", qk_sign), ("vp_sign", vp_sign)):
-            if sign not in (1, -1):
-                raise ValueError(f"{name} must be 1 or -1, but it is {sign}")
-        heads, dim, head_dim = self.W_Q.shape
-        place = {"device": "cpu", "dtype": torch.float32}
-        Z = torch.randn(heads, dim, head_dim, generator=generator, **place) / sqrt(head_dim)
+        Z = torch.randn(self.W_Q.shape, generator=generator, **ON_CPU) / sqrt(self.W_Q.shape[-1])
         self.W_Q.copy_(Z)
         self.W_K.copy_(qk_sign * Z)
-        Z = torch.randn(dim, dim, generator=generator, **place) / sqrt(dim)
+        Z = torch.randn(self.W_V.shape, generator=generator, **ON_CPU) / sqrt(len(self.W_V))
         self.W_V.copy_(Z)
         self.W_proj.copy_(vp_sign * Z.T)
 
-    # Two usual starts, to compare with
+    @torch.no_grad()
+    def shuffle_(self, generator=None):
+        """The control: put the columns of both products, W_Q W_K^T and W_V W_proj, in random order.
+
+        Call it after `mimetic_init_`. The products keep their entries, singular values, norms and
+        rank. They lose only the alignment of rows with columns: the diagonal, and with it symmetry
+        and eigenvalues. Each head has an order of its own. So what mimetic is better than shuffled
+        is what the alignment is worth, and what shuffled is better than default is what the size of
+        the weights is worth.
+        """
+        # The columns of a product are those of its second factor: W_K^T of a head, or W_proj.
+        for factor in (*self.W_K.mT, self.W_proj):
+            order = torch.randperm(factor.shape[1], generator=generator, device="cpu")
+            factor.copy_(factor[:, order])
+
+    # Two usual initializations, to compare with
 
     def default_init_(self):
         """Every entry N(0, 0.02^2), as in timm. (The GPT in gpt.py makes W_proj smaller.)"""
@@ -190,7 +211,7 @@ class Attention(nn.Module):
 
     def xavier_init_(self):
         """Every entry uniform with variance 1/dim (Glorot and Bengio, 2010)."""
-        bound = sqrt(3 / self.W_V.shape[0])
+        bound = sqrt(3 / len(self.W_V))
         for W in self.parameters():
             nn.init.uniform_(W, -bound, bound)
 
@@ -203,14 +224,17 @@ class Attention(nn.Module):
 class GPTConfig:
     """The shape of a GPT. Raises ValueError for a shape that cannot be built.
 
-    `position` also chooses the size of the stream, the vectors x that the layers read and add to.
-    Each layer reads LayerNorm(x), whose entries have size 1, and adds its answer to x.
+    `stream` is the size of the residual stream: the vectors x that the layers read and add to. Each
+    layer reads LayerNorm(x), whose entries have size 1, and adds its answer to x itself.
 
-    - "sincos": embeddings and positions have entries of about 1, as in Attention Is All You Need
-      (sections 3.4 and 3.5). The defaults of `mimetic_init_` are for this stream.
-    - "learned": embeddings and positions start at N(0, 0.02^2), as in GPT-2. Their sum x has
-      entries of about 0.028. So a diagonal of -0.4 adds 14 times as much as x itself: it drowns the
-      token.
+    - "unit": the entries of x have size 1, too, as in Attention Is All You Need (section 3.4). The
+      defaults of `mimetic_init_` are for this stream.
+    - "gpt2": embeddings and positions are N(0, 0.02^2), as in GPT-2. Their sum x has entries of
+      about 0.028. So a diagonal of -0.4 adds 14 times as much as x itself: it drowns the token.
+
+    `position` says where the positions come from: sines and cosines, or weights that are learned.
+    In one stream both have the same root mean square: sqrt(1/2) in the unit stream, which is that
+    of sines and cosines, and 0.02 in GPT-2's.
     """
 
     vocab_size: int = 256  # bytes
@@ -219,6 +243,7 @@ class GPTConfig:
     depth: int = 4
     heads: int = 4
     position: str = "sincos"  # or "learned"
+    stream: str = "unit"  # or "gpt2"
 
     def __post_init__(self):
         for name in ("vocab_size", "context", "dim", "depth", "heads"):
@@ -230,7 +255,9 @@ class GPTConfig:
         if self.position not in ("sincos", "learned"):
             raise ValueError(f"position must be sincos or learned, but it is {self.position}")
         if self.position == "sincos" and self.dim % 2 != 0:
-            raise ValueError(f"dim must be even with sincos positions, but it is {self.dim}")
+            raise ValueError(f"dim must be even for sincos, but it is {self.dim}")
+        if self.stream not in ("unit", "gpt2"):
+            raise ValueError(f"stream must be unit or gpt2, but it is {self.stream}")
 
 
 def sincos(positions, dim):
@@ -238,7 +265,7 @@ def sincos(positions, dim):
 
     As in Attention Is All You Need, section 3.5, but all sines come first. There are dim/2
     wavelengths, from 2 pi up towards 2 pi * 10,000. Nearby positions have similar rows. So with
-    W_Q W_K^T near I, a token attends to its neighbours.
+    W_Q W_K^T near I, a token attends to its neighbors.
     """
     frequencies = 10_000 ** -(torch.arange(dim // 2) / (dim // 2))
     angles = positions[:, None] * frequencies
@@ -261,8 +288,7 @@ class Block(nn.Module):
 
     def forward(self, x):
         x = x + self.attention(self.norm1(x))
-        x = x + self.mlp(self.norm2(x))
-        return x
+        return x + self.mlp(self.norm2(x))
 
 
 class GPT(nn.Module):
@@ -274,37 +300,37 @@ class GPT(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
+        # The unit stream has embeddings of variance 1/dim, and `forward` scales them to 1. Input
+        # and output share them, and with variance 1/dim the logits at each position have a
+        # variance near 1. (Only the logit of the byte that stands there is larger: before training,
+        # the model mostly repeats its input.)
+        unit = config.stream == "unit"
+        self.scale = sqrt(config.dim) if unit else 1.0
         self.embed = nn.Embedding(config.vocab_size, config.dim)
+        nn.init.normal_(self.embed.weight, std=1 / self.scale if unit else 0.02)
+
+        position_size = sqrt(1 / 2) if unit else 0.02
         if config.position == "sincos":
-            table = sincos(torch.arange(config.context), config.dim)
+            # Sines and cosines have a root mean square of sqrt(1/2) already.
+            table = sincos(torch.arange(config.context), config.dim) * (position_size / sqrt(1 / 2))
             self.register_buffer("positions", table, persistent=False)
         else:
-            self.positions = nn.Parameter(0.02 * torch.randn(config.context, config.dim))
+            self.positions = nn.Parameter(position_size * torch.randn(config.context, config.dim))
         self.blocks = nn.ModuleList(Block(config.dim, config.heads) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.dim, bias=False)
 
-        # GPT-2's start: N(0, 0.02^2), and smaller for the two weights of a layer that add to the
+        # As in GPT-2: N(0, 0.02^2), and smaller for the two weights of a layer that add to the
         # stream.
         for block in self.blocks:
             nn.init.normal_(block.mlp[0].weight, std=0.02)
             for W in (block.attention.W_proj, block.mlp[2].weight):
                 nn.init.normal_(W, std=0.02 / sqrt(2 * config.depth))
-        # Input and output share the embedding. With sincos, `forward` scales its entries from
-        # variance 1/dim to 1, and at each position the logits have a variance near 1. (Only the
-        # logit of the byte that stands there is larger: before training, the model mostly repeats
-        # its input.)
-        embed_std = config.dim**-0.5 if config.position == "sincos" else 0.02
-        nn.init.normal_(self.embed.weight, std=embed_std)
 
     def forward(self, tokens):
         n = tokens.shape[1]
         if n > self.config.context:
             raise ValueError(f"the context holds {self.config.context} tokens, but there are {n}")
-        x = self.embed(tokens)  # (batch, tokens, dim)
-        if self.config.position == "sincos":
-            # From entries of variance 1/dim to entries of variance 1.
-            x = x * sqrt(self.config.dim)
-        x = x + self.positions[:n]
+        x = self.scale * self.embed(tokens) + self.positions[:n]  # (batch, tokens, dim)
         for block in self.blocks:
             x = block(x)
         return self.norm(x) @ self.embed.weight.T
@@ -313,10 +339,8 @@ class GPT(nn.Module):
     def generate(self, tokens, count, temperature=1.0, generator=None):
         """Append `count` drawn tokens: from (batch, n), where n >= 1, to (batch, n + count).
 
-        Raises ValueError for a temperature that is not above 0.
+        A temperature below 1 prefers likely tokens.
         """
-        if temperature <= 0:
-            raise ValueError(f"temperature must be above 0, but it is {temperature}")
         for _ in range(count):
             window = tokens[:, -self.config.context :]
             logits = self(window)[:, -1] / temperature
@@ -324,30 +348,13 @@ class GPT(nn.Module):
             tokens = torch.cat([tokens, drawn], dim=1)
         return tokens
 
-    def mimetic_init_(
-        self,
-        qk_alpha=0.1,
-        qk_beta=0.7,
-        vp_alpha=0.1,
-        vp_beta=-0.4,
-        vp_last_beta=None,
-        generator=None,
-    ):
+    def mimetic_init_(self, qk_alpha=0.1, qk_beta=0.7, vp_alpha=0.1, vp_beta=-0.4, generator=None):
         """Attention.mimetic_init_ in every layer. Returns the model.
 
         The betas are the paper's for vision. An alpha of 0.1 did better on text than the paper's
-        0.7 and 0.4. It was chosen on seeds that no other table reports (results/README.md).
-
-        With `vp_last_beta`, the beta of the value-projection changes from layer to layer: it goes
-        linearly from vp_beta in the first layer to vp_last_beta in the last. Raises
-        ValueError for a strength out of range.
+        0.7 and 0.4. It was chosen on seeds that no table reports. Raises ValueError for a strength
+        out of range.
         """
-        if vp_last_beta is None:
-            vp_last_beta = vp_beta
-        check_strengths(vp_beta=vp_beta, vp_last_beta=vp_last_beta)
-        last = len(self.blocks) - 1
-        for layer, block in enumerate(self.blocks):
-            way = layer / last if last > 0 else 0
-            beta = (1 - way) * vp_beta + way * vp_last_beta
-            block.attention.mimetic_init_(qk_alpha, qk_beta, vp_alpha, beta, generator)
+        for block in self.blocks:
+            block.attention.mimetic_init_(qk_alpha, qk_beta, vp_alpha, vp_beta, generator)
         return self

@@ -1,45 +1,49 @@
-"""The method in other people's models: set their attention weights, and read them.
+"""Mimetic initialization in other people's models: the same four weights, wherever they are kept.
 
-You have a model whose attention somebody else wrote. Setting its weights takes a minute:
+You say which modules are self-attention, in a loop of your own:
 
     import timm
     from mimetic_min import layouts
 
-    model = timm.create_model("vit_tiny_patch16_224")   # a new model: width 192, 3 heads
-    layouts.mimetic_init_(model)                        # returns 12, the layers that were set
+    model = timm.create_model("vit_tiny_patch16_224")  # a new model: width 192, 3 heads
+    for block in model.blocks:
+        layouts.mimetic_init_(block.attn)
 
-    attention = layouts.read(model.blocks[0])           # check it: the first layer's four weights
+    attention = layouts.read(model.blocks[0].attn)     # check it: a copy of the four weights
     for product in (attention.qk_product()[0], attention.vp_product()):
         diagonal = product.diagonal()
-        print(diagonal.mean(), diagonal.std())          # 0.39 and 0.07, then -0.40 and 0.03
+        print(diagonal.mean(), diagonal.std())         # 0.39 and 0.07, then -0.40 and 0.03
 
-Look at both numbers. A diagonal must be there, but its mean is not enough: if both W_V and W_proj
-had been copied the wrong way round, it would still be -0.40, since W_V^T W_proj^T has the same
-trace. The spread tells: it would be 0.24 instead of 0.03.
+Look at both numbers. The mean of a diagonal does not tell W_V and W_proj from their transposes: it
+would be -0.40 as well, since W_V^T W_proj^T has the same trace. The spread tells: it would be 0.24
+instead of 0.03.
 
- -  **A model from timm, torchvision, torch.nn, vit-pytorch or Hugging Face's transformers**: the
-    lines above work as they stand, with the name that your model has for its first block. What is
-    known is listed in the table LAYOUTS.
- -  **A model with linear layers of your own**: name them as a row of the table does, for example
-    `qkv` and `proj`, or `q_proj`, `k_proj`, `v_proj` and `out_proj`, and give the module that holds
-    them a `num_heads`. Or do by hand what `four_weights` does. Mind that nn.Linear computes
-    x @ W^T, so its `weight` is the transpose of the W in this project.
- -  **A trained network in a file**: `layouts.read_checkpoint(path)` gives its layers as Attention.
-    This prints the diagonal of both products in each layer, and draws them:
+The names of the weights in known kinds of attention are listed in the table LAYOUTS. An attention
+that has anything else inside is refused with a ValueError, and nothing in it is changed. For
+nn.Linear layers of other names, the README shows how to set them.
 
-        python -m mimetic_min.layouts model.safetensors --picture diagonals.png
+Names say where the weights are. They do not say what a forward does with them, so a few things are
+left to you:
 
-The file goes from the table of layouts to the two routines that everything else uses: `find`, which
-looks for attention among named tensors, and `four_weights`, which shows the tensors found as W_Q,
-W_K, W_V and W_proj. Modules and files both hold named tensors, so each routine exists once.
+ -  **Cross-attention**: do not set it. Its queries and its keys come from different tokens, for
+    which a diagonal means nothing.
+ -  **LayerScale**: a factor of 1e-5 after the attention leaves nothing of W_V W_proj. Fill it with
+    1, for example `nn.init.ones_(block.ls1.gamma)`.
+ -  **A forward that does more, or less, than softmax(Q K^T / sqrt(head_dim)) V**: it has other
+    products, and cannot be seen from here if it needs no module and no weights for that. Examples
+    are rotary positions that come as an argument (Llama), normalized queries, logits without the
+    square root (GPT-Neo) or with a cap, and pooled tokens.
+ -  **A small residual stream**, as in GPT-2, whose embeddings are N(0, 0.02^2): each layer adds
+    something that is large beside them. Give smaller strengths.
+ -  **Queries, keys and values fused head by head** (BLOOM, GPT-NeoX): they are not in the table, on
+    purpose. Do not rename them: the table takes all queries first, then all keys, then all values.
+
+`read_checkpoint` reads trained networks from a file, to look at their products.
 """
 
-import inspect
 import re
-import sys
-import warnings
-from dataclasses import dataclass
-from pathlib import Path
+from itertools import product
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -49,491 +53,234 @@ from .vit import Attention
 # ---------------------------------------------------------------------------------------------
 # The table of layouts
 
-# The recipe supposes that the coordinates of a token, on its way through the layers, are of about
-# unit size.
-RECIPE = {"qk_alpha": 0.7, "qk_beta": 0.7, "vp_alpha": 0.4, "vp_beta": -0.4}
 
-# In GPT-2 they are of size 0.03. There these strengths are a little better than GPT-2's own start,
-# but most of that gain comes from the noise (results/README.md, GPT-2's stream).
-RECIPE_OF_GPT2 = {"qk_alpha": 0.4, "qk_beta": 0.1, "vp_alpha": 0.02, "vp_beta": -0.05}
+class Layout(NamedTuple):
+    """Where one kind of attention keeps its four weights."""
 
-
-@dataclass(frozen=True)
-class Layout:
-    """How one project names the weights of one attention."""
-
-    # W_Q, W_K and W_V: three names, or one name if they stand side by side in one tensor.
-    inputs: tuple
-    # W_proj.
-    output: str
-    # Beginnings of other names in such an attention. They do not change the two products: masks, a
-    # normalization before or after the whole attention, tables of angles.
-    harmless: tuple = ()
-    # The strengths that mimetic_init_ has by default. None means RECIPE.
-    strengths: dict = None
-
-    @property
-    def weights(self):
-        return (*self.inputs, self.output)
-
-    @property
-    def biases(self):
-        return [name.replace("weight", "bias") for name in self.weights if "weight" in name]
+    # W_Q, W_K, W_V and W_proj. The first three may be one that has them side by side.
+    weights: tuple
+    causal: bool = False
+    # What else may be inside, because it stands before or after the whole attention: name and type.
+    beside: dict = {}
 
 
-def separate(folder, names, output, harmless=()):
-    """A Layout with three linear layers for W_Q, W_K and W_V."""
-    inputs = tuple(f"{folder}{name}.weight" for name in names)
-    return Layout(inputs, f"{output}.weight", harmless)
+PROJ = ("q_proj.weight", "k_proj.weight", "v_proj.weight")
+VIT_PYTORCH = {"norm": nn.LayerNorm, "attend": nn.Softmax}
 
-
-PROJ = ("q_proj", "k_proj", "v_proj")
-WORDS = ("query", "key", "value")
-
-OWN = Layout(("W_Q", "W_K", "W_V"), "W_proj")
+OWN = Layout(("W_Q", "W_K", "W_V", "W_proj"))
 
 LAYOUTS = [
-    # torch.nn.MultiheadAttention, and what holds it: nn.Transformer, torchvision's ViT
-    Layout(("in_proj_weight",), "out_proj.weight"),
-    # timm's ViTs, and the first releases of DINO, MAE and DINOv2
-    Layout(("qkv.weight",), "proj.weight"),
-    # vit-pytorch, with dropout after the output and without it
-    Layout(("to_qkv.weight",), "to_out.0.weight", ("norm.",)),
-    Layout(("to_qkv.weight",), "to_out.weight", ("norm.",)),
-    # GPT-2, as nanoGPT has it (nn.Linear) and as Hugging Face has it (Conv1D, not transposed)
-    Layout(("c_attn.weight",), "c_proj.weight", ("bias", "masked_bias"), RECIPE_OF_GPT2),
-    # Hugging Face: the files of ViT, DeiT and DINOv2, and the models in transformers 4
-    separate("attention.", WORDS, "output.dense"),
-    # Hugging Face: BERT
-    separate("self.", WORDS, "output.dense", ("output.LayerNorm.",)),
-    # Hugging Face: CLIP, SigLIP, Whisper
-    separate("", PROJ, "out_proj"),
-    # Hugging Face: Llama, SmolLM2; and ViT, DeiT and DINOv2 as models in transformers 5
-    separate("", PROJ, "o_proj", ("rotary_emb.",)),
+    # torch.nn.MultiheadAttention; with keys or values of another width, which is always refused
+    Layout(("in_proj_weight", "out_proj.weight")),
+    Layout(
+        ("q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj.weight"),
+        beside={"in_proj_bias": nn.Parameter},
+    ),
+    # timm, DINO, MAE, DINOv2
+    Layout(("qkv.weight", "proj.weight")),
+    # vit-pytorch, with dropout after the projection and without it
+    Layout(("to_qkv.weight", "to_out.0.weight"), beside=VIT_PYTORCH),
+    Layout(("to_qkv.weight", "to_out.weight"), beside=VIT_PYTORCH),
+    # GPT-2: nanoGPT (nn.Linear) and Hugging Face (Conv1D)
+    Layout(("c_attn.weight", "c_proj.weight"), True, {"masked_bias": torch.Tensor}),
+    # Hugging Face: ViT, DeiT and DINOv2 in their files and in transformers 4; then BERT
+    Layout(
+        (
+            "attention.query.weight",
+            "attention.key.weight",
+            "attention.value.weight",
+            "output.dense.weight",
+        )
+    ),
+    Layout(
+        ("self.query.weight", "self.key.weight", "self.value.weight", "output.dense.weight"),
+        beside={"output.LayerNorm": nn.LayerNorm},
+    ),
+    # Hugging Face: CLIP, SigLIP, the encoder of Whisper; then ViT in transformers 5, SmolLM2
+    Layout((*PROJ, "out_proj.weight")),
+    Layout((*PROJ, "o_proj.weight")),
     # This project
     OWN,
 ]
 
-# LayerScale multiplies what the attention of a block adds to the stream by one factor per
-# coordinate. These are the factors' names in the block: timm (two), Hugging Face (two), open_clip.
-LAYER_SCALES = ("ls1.gamma", "gamma_1", "layer_scale1.lambda1", "lambda_1", "ls_1.gamma")
 
+def acts_from_the_right(row, W):
+    """Whether the first weight of a row, W, acts as x @ W. nn.Linear computes x @ W^T.
 
-# ---------------------------------------------------------------------------------------------
-# Finding attention among named tensors
-
-
-@dataclass
-class Found:
-    """One self-attention among named tensors: the names of its weights begin with `prefix`."""
-
-    tensors: dict
-    prefix: str
-    layout: Layout
-
-    @property
-    def name(self):
-        return self.prefix.removesuffix(".") or "this attention"
-
-    @property
-    def block(self):
-        """What the names of the block that holds the attention begin with."""
-        parent = self.prefix.removesuffix(".").rpartition(".")[0]
-        return parent + "." if parent else ""
-
-    def weight(self, name):
-        return self.tensors[self.prefix + name].detach()
-
-    def biases(self):
-        names = [self.prefix + name for name in self.layout.biases]
-        return [self.tensors[name].detach() for name in names if name in self.tensors]
-
-    def layer_scale(self):
-        """LayerScale's factors (dim,), or None. They are seen if the whole block is given."""
-        if self.prefix:
-            for name in LAYER_SCALES:
-                if self.block + name in self.tensors:
-                    return self.tensors[self.block + name].detach()
-        return None
-
-
-def find(tensors):
-    """Every self-attention in {name: tensor}, in the order of the names: a list of Found.
-
-    Cross-attention is left out. Raises ValueError if there is no self-attention, and for one with
-    more in it than its layout has.
+    So do the weights of this project, and those of Hugging Face's Conv1D, which stands in the table
+    only as GPT-2's (dim, 3 dim).
     """
-    everything = []
-    for name in tensors:
-        for layout in LAYOUTS:
-            first = layout.inputs[0]
-            if name == first or name.endswith("." + first):
-                prefix = name.removesuffix(first)
-                if all(prefix + other in tensors for other in layout.weights):
-                    everything.append(Found(tensors, prefix, layout))
-    found = [attention for attention in everything if not is_cross_attention(attention)]
-    if not found:
-        known = ", ".join(" with ".join(layout.weights) for layout in LAYOUTS)
-        raise ValueError(
-            f"found no self-attention in a known layout among {some(tensors)}; looked for {known}"
-        )
-    for attention in found:
-        check_nothing_else(attention)
-        check_tensors(attention)
-    return found
+    return row is OWN or W.shape[-1] == 3 * len(W)
 
 
-def is_cross_attention(found):
-    """Whether the queries come from other tokens than the keys. The names around it tell."""
-    own_name = found.prefix.removesuffix(".").rpartition(".")[2]
-    # nn.TransformerDecoderLayer has self_attn and multihead_attn.
-    beside_self_attn = found.block + "self_attn.in_proj_weight" in found.tensors
-    return (
-        # GPT-2's and BERT's crossattention
-        "cross" in own_name.lower()
-        # BART's and Whisper's decoders
-        or own_name == "encoder_attn"
-        or (own_name == "multihead_attn" and beside_self_attn)
-        # SigLIP's pooling, where the only query is a parameter of its own
-        or (found.prefix != "" and found.block + "probe" in found.tensors)
-    )
+def as_attention(row, tensors, heads, copy):
+    """An Attention with the weights {name: W} of a row, in its order. Raises ValueError for shapes
+    that do not fit together.
 
-
-def check_nothing_else(found):
-    """Raise ValueError if the attention holds more than its four weights and their biases.
-
-    It could be a norm of the queries, a bias of the logits, a gate: whatever it is, the layer would
-    not compute what its two products say.
+    Without `copy` it shares its memory with them: to write to one is to write to the other.
     """
-    layout = found.layout
-    expected = {*layout.weights, *layout.biases}
-    inside = [name for name in found.tensors if name.startswith(found.prefix)]
-    inside = [name.removeprefix(found.prefix) for name in inside]
-    more = [name for name in inside if name not in expected]
-    more = [name for name in more if not name.startswith(layout.harmless)]
-    if more:
-        raise ValueError(
-            f"{found.name} cannot be read or set: it holds {some(more)} besides its four weights, "
-            "so W_Q W_K^T and W_V W_proj do not say what it computes"
-        )
-
-
-def check_tensors(found):
-    """Raise ValueError for weights that are not plain floating-point numbers in memory."""
-    tensors = {found.prefix + name: found.weight(name) for name in found.layout.weights}
-    scale = found.layer_scale()
-    if scale is not None:
-        tensors[f"the LayerScale of {found.name}"] = scale
-    for name, W in tensors.items():
-        plain = W.is_floating_point() and W.layout == torch.strided and not W.is_meta
-        # A tensor in a file may claim more entries than it stores.
-        if not plain or W.untyped_storage().nbytes() < W.numel() * W.element_size():
-            raise ValueError(
-                f"{name} must hold plain floating-point numbers in memory, but it is a tensor of "
-                f"{W.dtype}, {W.layout}, on {W.device}"
-            )
-
-
-def some(names):
-    """The first few of `names`, and how many more there are."""
-    names = [str(name) for name in names]
-    if not names:
-        return "nothing"
-    text = ", ".join(names[:6])
-    return text if len(names) <= 6 else f"{text} and {len(names) - 6} more"
-
-
-# ---------------------------------------------------------------------------------------------
-# The four weights
-
-
-def four_weights(found, heads):
-    """The tensors of one attention, seen as this project has them: whoever writes to these views
-    writes to the tensors.
-
-    Returns W_Q (heads, dim, head_dim), W_K and W_V (key_value_heads, dim, head_dim) and W_proj
-    (dim, dim). This project's own files and modules do not need `heads`. Raises ValueError if the
-    shapes do not fit together.
-    """
-    W_in = [found.weight(name) for name in found.layout.inputs]
-    W_proj = found.weight(found.layout.output)
-    if W_proj.ndim != 2 or W_proj.shape[0] != W_proj.shape[1] or W_proj.numel() == 0:
-        raise misfit(found)
-    dim = len(W_proj)
-
-    # This project: W_Q and W_K say how many heads there are. Only W_V is still without its heads.
-    if found.layout is OWN:
-        W_Q, W_K, W_V = W_in
-        fit = W_Q.ndim == 3 and W_Q.shape == W_K.shape and W_V.shape == W_proj.shape
-        if not fit or W_Q.shape[1] != dim or W_Q.shape[0] * W_Q.shape[2] != dim:
-            raise misfit(found)
-        return W_Q, W_K, by_heads(W_V, W_Q.shape[2]), W_proj
-
-    # The others: transpose what acts from the left, and cut what stands side by side.
-    if heads < 1 or dim % heads != 0:
-        raise ValueError(
-            f"the number of heads of {found.name} must divide its width, but {heads} does not "
-            f"divide {dim}"
-        )
-    if any(W.ndim != 2 for W in W_in):
-        raise misfit(found)
-    if len(W_in) == 3:
-        W_Q, W_K, W_V = (W.T for W in W_in)
-        W_proj = W_proj.T
-    elif W_in[0].shape == (3 * dim, dim):
-        W_Q, W_K, W_V = W_in[0].T.chunk(3, dim=1)  # (dim, dim) each
-        W_proj = W_proj.T
-    elif W_in[0].shape == (dim, 3 * dim):
-        # GPT-2's Conv1D acts from the right already.
-        W_Q, W_K, W_V = W_in[0].chunk(3, dim=1)
-    else:
-        raise misfit(found)
-
-    # The columns of a head stand together. Several query heads may share one head of K and V.
-    head_dim = dim // heads
-    width = W_K.shape[1]
-    fits = width > 0 and width % head_dim == 0 and dim % width == 0
-    if W_Q.shape != (dim, dim) or W_K.shape != (dim, width) or W_V.shape != W_K.shape or not fits:
-        raise misfit(found)
-    return by_heads(W_Q, head_dim), by_heads(W_K, head_dim), by_heads(W_V, head_dim), W_proj
-
-
-def misfit(found):
-    """The ValueError for shapes that do not fit together."""
-    shapes = [f"{name} is {tuple(found.weight(name).shape)}" for name in found.layout.weights]
-    return ValueError(
-        f"the weights of {found.name} do not fit together: {', '.join(shapes)}; the heads together "
-        "must be as wide as what the layer reads and writes"
-    )
-
-
-def by_heads(W, head_dim):
-    """From (dim, heads * head_dim) to (heads, dim, head_dim), without a copy."""
-    return W.unflatten(1, (-1, head_dim)).transpose(0, 1)
-
-
-def side_by_side(W):
-    """From (heads, dim, head_dim) to (dim, heads * head_dim)."""
-    return W.transpose(0, 1).flatten(1)
-
-
-@torch.no_grad()
-def read_found(found, heads, dtype):
-    """The attention as an Attention with its own memory, LayerScale included."""
-    W_Q, W_K, W_V, W_proj = (W.to(dtype) for W in four_weights(found, heads))
-    heads, dim, _ = W_Q.shape
-
-    # Query head i reads key-value head i // group.
-    group = heads // len(W_K)
-    W_K = W_K.repeat_interleave(group, dim=0)
-    W_V = W_V.repeat_interleave(group, dim=0)
-
-    # LayerScale acts on the output coordinates, which are the columns of W_proj.
-    scale = found.layer_scale()
-    if scale is not None:
-        check_layer_scale(found, scale, dim)
-        W_proj = W_proj * scale.to(dtype)
-
-    attention = new_attention(dim, heads)
-    attention.W_Q = nn.Parameter(contiguous_copy(W_Q))
-    attention.W_K = nn.Parameter(contiguous_copy(W_K))
-    attention.W_V = nn.Parameter(contiguous_copy(side_by_side(W_V)))
-    attention.W_proj = nn.Parameter(contiguous_copy(W_proj))
-    return attention
-
-
-def contiguous_copy(W):
-    return W.clone(memory_format=torch.contiguous_format)
-
-
-@torch.no_grad()
-def write_found(found, heads, attention):
-    """Copy an Attention into the attention found. Biases become 0, LayerScale 1."""
-    W_Q, W_K, W_V, W_proj = four_weights(found, heads)
-    W_Q.copy_(attention.W_Q)
-    W_K.copy_(attention.W_K)
-    W_V.copy_(by_heads(attention.W_V, W_Q.shape[2]))
-    W_proj.copy_(attention.W_proj)
-    for bias in found.biases():
-        bias.zero_()
-    scale = found.layer_scale()
-    if scale is not None:
-        scale.fill_(1)
-
-
-def check_layer_scale(found, scale, dim):
-    if scale.shape != (dim,):
-        raise ValueError(
-            f"the LayerScale of {found.name} must have {dim} factors, but its shape is "
-            f"{tuple(scale.shape)}"
-        )
-
-
-def new_attention(dim, heads):
-    """An Attention without numbers in it, to be filled. It draws no random numbers."""
+    *inputs, W_proj = tensors.values()
+    heads = len(inputs[0]) if row is OWN else heads
+    # On the meta device nothing is drawn, and no memory is taken.
     with torch.device("meta"):
-        return Attention(dim, heads)
+        attention = Attention(len(W_proj), heads, row.causal)
+
+    if not acts_from_the_right(row, inputs[0]):
+        *inputs, W_proj = (W.transpose(0, -1) for W in tensors.values())
+    try:
+        W_Q, W_K, W_V = inputs if len(inputs) == 3 else inputs[0].tensor_split(3, dim=1)
+        if row is not OWN:
+            # From (dim, dim), with the columns of a head side by side, to (heads, dim, head_dim).
+            W_Q, W_K = (W.unflatten(1, (heads, -1)).transpose(0, 1) for W in (W_Q, W_K))
+        weights = {"W_Q": W_Q, "W_K": W_K, "W_V": W_V, "W_proj": W_proj}
+        weights = {
+            name: W.clone(memory_format=torch.contiguous_format) if copy else W.detach()
+            for name, W in weights.items()
+        }
+        # It compares the shapes. With `assign` it copies nothing itself.
+        attention.load_state_dict(weights, assign=True)
+    except RuntimeError as error:
+        shapes = ", ".join(f"{name} is {tuple(W.shape)}" for name, W in tensors.items())
+        raise ValueError(
+            f"{shapes}, but keys, values and all {heads} heads together must be as wide as the "
+            "tokens, and there must be as many key-value heads"
+        ) from error
+    return attention
 
 
 # ---------------------------------------------------------------------------------------------
 # Modules
 
 
-def find_in(module):
-    """Every self-attention in `module`: a list of (Found, heads).
+@torch.no_grad()
+def mimetic_init_(attention, qk_alpha=0.7, qk_beta=0.7, vp_alpha=0.4, vp_beta=-0.4, generator=None):
+    """Give one self-attention module the weights that Attention.mimetic_init_ of vit.py draws.
 
-    Raises ValueError as `find` does, and if an attention does not say how many heads it has.
+    The default strengths are the paper's for vision. The biases of queries, keys, values and
+    projection become 0. Everything is drawn and decomposed in float32 on the CPU, and rounded once
+    if the module has another dtype. Of a module from torch.compile, the original is set.
+
+    Raises ValueError, and changes nothing, for a strength out of range and for a module that
+    `read` refuses.
     """
-    try:
-        everything = find(dict(module.named_parameters()))
-    except ValueError as error:
-        raise ValueError(f"{type(module).__name__}: {error}") from None
-    return [(found, number_of_heads(module, found)) for found in everything]
-
-
-def number_of_heads(module, found):
-    """The number of heads, as the attention, its parts or their configs say.
-
-    None for this project's Attention, whose W_Q says it.
-    """
-    if found.layout is OWN:
-        return None
-    attention = module.get_submodule(found.prefix.removesuffix("."))
-    places = [attention, *attention.children()]
-    places += [place.config for place in places if hasattr(place, "config")]
-    for place in places:
-        for name in ("num_heads", "n_head", "num_attention_heads", "heads", "n_heads"):
-            heads = getattr(place, name, None)
-            if isinstance(heads, int):
-                return heads
-    raise ValueError(
-        f"{found.name} does not say how many heads it has; give the {type(attention).__name__} a "
-        "num_heads"
-    )
-
-
-def read(module):
-    """The weights of an attention as an Attention of the same dtype, on the same device: a copy.
-
-    `module` is one attention, or something that holds one, such as a block. Give the block if it
-    has LayerScale: its factors belong to W_proj, and the attention does not know them. Key-value
-    heads that several query heads share are repeated. Biases are left out. So is what the weights
-    do not say: rotary positions, and whether the layer is causal (for a GPT, set `causal` of what
-    is returned).
-
-    Raises ValueError for a module without an attention in a known layout, or with several.
-    """
-    attentions = find_in(module)
-    if len(attentions) > 1:
-        names = some(found.name for found, _ in attentions)
-        raise ValueError(
-            f"read takes one attention, but {type(module).__name__} has {len(attentions)}: {names}"
-            "; use read_all"
-        )
-    return read_all(module)[0]
-
-
-def read_all(model):
-    """A list of Attention: every self-attention of a model, as `read` gives it."""
-    layers = []
-    for found, heads in find_in(model):
-        dtype = found.weight(found.layout.output).dtype
-        layers.append(read_found(found, heads, dtype))
-    return layers
-
-
-def write(module, attention):
-    """Give a module the weights of an Attention. `module` holds one attention of the same shape.
-
-    Its biases become 0 and its LayerScale 1, as with mimetic_init_. Raises ValueError for what
-    mimetic_init_ refuses, and for another shape.
-    """
-    attentions = find_in(module)
-    if len(attentions) > 1:
-        raise ValueError(
-            f"write takes one attention, but {type(module).__name__} has {len(attentions)}"
-        )
-    found, heads = attentions[0]
-    check_can_be_set(module, found, heads)
-    W_Q = four_weights(found, heads)[0]
-    if attention.W_Q.shape != W_Q.shape:
-        raise ValueError(
-            f"W_Q must be {tuple(W_Q.shape)}, (heads, dim, head_dim) of the module, but it is "
-            f"{tuple(attention.W_Q.shape)}"
-        )
-    write_found(found, heads, attention)
+    weights, biases = find(attention)
+    weights.mimetic_init_(qk_alpha, qk_beta, vp_alpha, vp_beta, generator)
+    for bias in biases:
+        bias.zero_()
 
 
 @torch.no_grad()
-def mimetic_init_(module, qk_alpha=None, qk_beta=None, vp_alpha=None, vp_beta=None, generator=None):
-    """Give every self-attention in `module` a mimetic start. Returns how many there are.
+def read(attention):
+    """The weights of one self-attention module, as an Attention: a copy of the same dtype, on the
+    same device. Biases are left out.
 
-    `module` is one attention or a whole new model. Cross-attention is left alone. Each attention
-    gets what Attention.mimetic_init_ of vit.py draws from `generator`, and besides:
-
-     -  Biases become 0. A bias of Q or K adds something to the logits that is not in W_Q W_K^T.
-     -  The LayerScale of the attention, if the block has one, becomes 1; that of the MLP stays. Its
-        usual start, 1e-5, says that a layer adds nothing at first, so W_V W_proj would have no
-        effect. To divide W_proj by it is no way out: Adam's first step moves a factor from 1e-5 to
-        about 1e-3, and what the layer adds would grow a hundredfold. An attention that is given by
-        itself does not know its LayerScale. Give the block, or the model.
-
-    The strengths. None means the recipe: qk_alpha 0.7, qk_beta 0.7, vp_alpha 0.4, vp_beta -0.4. On
-    GPT-2's layout it means 0.4, 0.1, 0.02, -0.05. In GPT-2 a token starts as a sum of embeddings
-    N(0, 0.02^2), so its coordinates are of size 0.03. A layer reads them normalized to size 1, and
-    with the recipe it would add something ten times as large as the token itself. Other models with
-    such embeddings and a LayerNorm before each attention (the text model of CLIP) need GPT-2's
-    strengths, too. If a model in GPT-2's layout has coordinates of unit size (embeddings N(0, 1),
-    or a LayerNorm on them), give it the recipe by its numbers.
-
-    Everything is checked before the first weight is changed. Raises ValueError for a module without
-    self-attention in a known layout; for rotary positions or shared key-value heads, where no
-    choice of weights gives the products; and for a strength out of range.
+    Raises ValueError for a module that is not in the table; for anything in it besides the four
+    weights, their biases, dropout and causal masks; for fewer key-value heads than heads; and for
+    weights that cannot be set: parametrized, quantized, on the meta device, made in inference mode,
+    or sharing memory.
     """
-    given = {"qk_alpha": qk_alpha, "qk_beta": qk_beta, "vp_alpha": vp_alpha, "vp_beta": vp_beta}
-    given = {name: value for name, value in given.items() if value is not None}
-    attentions = find_in(module)
-    for found, heads in attentions:
-        check_can_be_set(module, found, heads)
-    for found, heads in attentions:
-        W_Q = four_weights(found, heads)[0]
-        attention = new_attention(dim=W_Q.shape[1], heads=W_Q.shape[0]).to_empty(device="cpu")
-        strengths = (found.layout.strengths or RECIPE) | given
-        # A strength out of range is refused here, the first time, before anything is written.
-        attention.mimetic_init_(**strengths, generator=generator)
-        write_found(found, heads, attention)
-    return len(attentions)
+    return find(attention, copy=True)[0]
 
 
-def check_can_be_set(module, found, heads):
-    """Raise ValueError, with the reason, if no choice of weights gives the products asked for."""
-    W_Q, W_K, _, W_proj = four_weights(found, heads)
-    if is_rotary(module, found):
+def find(attention, copy=False):
+    """The four weights as an Attention, which shares the module's memory if it is no copy; and the
+    biases.
+
+    Raises ValueError as `read` does. Everything is checked here, so that nobody who writes
+    afterwards stops halfway.
+    """
+    attention = getattr(attention, "_orig_mod", attention)
+    # With the duplicates: two names of one parameter are an obstacle.
+    parameters = dict(attention.named_parameters(remove_duplicate=False))
+    row = next((row for row in LAYOUTS if parameters.keys() >= {*row.weights}), None)
+    if row is None:
         raise ValueError(
-            f"{found.name} can be read, but not set: its rotary positions turn queries and keys, "
-            "so W_Q W_K^T does not decide which tokens attend to each other"
+            f"{type(attention).__name__} has no queries, keys, values and projection under names "
+            f"that are known here; it holds {some(attention.state_dict())}; the README shows how "
+            "to set nn.Linear layers of other names"
         )
-    if len(W_K) != len(W_Q):
-        raise ValueError(
-            f"{found.name} can be read, but not set: {len(W_Q)} query heads share {len(W_K)} "
-            "key-value heads, so W_Q W_K^T cannot be chosen for each head, nor W_V W_proj"
-        )
-    scale = found.layer_scale()
-    if scale is not None:
-        check_layer_scale(found, scale, len(W_proj))
+    weights = {name: parameters.pop(name) for name in row.weights}
+    names = [name.replace("weight", "bias") for name in weights]
+    biases = {name: parameters.pop(name) for name in names if name in parameters}
+    obstacle = next(obstacles(attention, row, weights | biases, [*parameters]), None)
+    if obstacle is not None:
+        raise ValueError(f"{type(attention).__name__} cannot be read or set: {obstacle}")
+
+    found = as_attention(
+        row, weights, heads=None if row is OWN else number_of_heads(attention), copy=copy
+    )
+    found.causal = getattr(attention, "causal", row.causal)
+    return found, biases.values()
 
 
-def is_rotary(module, found):
-    """Whether the names of modules, buffers, settings or arguments speak of rotary positions."""
-    attention = module.get_submodule(found.prefix.removesuffix("."))
-    names = list(inspect.signature(attention.forward).parameters)
-    names += [name for name, _ in module.named_buffers()]
-    for name, part in module.named_modules():
-        names += [name, type(part).__name__]
-    config = getattr(attention, "config", None)
-    if hasattr(config, "__dict__"):
-        names += [name for name, value in vars(config).items() if value is not None]
-    return any(re.search(r"(?<![a-z])rope|Rope|RoPE|[Rr]otary|freqs_cis", name) for name in names)
+def some(names):
+    """The first dozen of `names`, as text."""
+    return ", ".join([*names][:12] + ["..."] * (len(names) > 12)) or "nothing"
+
+
+def number_of_heads(attention):
+    """As the attention, a part of it or their config say."""
+    places = [*attention.modules()]
+    places += [place.config for place in places if hasattr(place, "config")]
+    for place, name in product(places, ("num_heads", "num_attention_heads", "n_head", "heads")):
+        if isinstance(getattr(place, name, None), int):
+            return getattr(place, name)
+    raise ValueError(
+        f"{type(attention).__name__} does not say how many heads it has: set its num_heads"
+    )
+
+
+def obstacles(attention, row, tensors, more):
+    """What is in the way of reading and setting an attention: a phrase for each thing.
+
+    `tensors` is {name: W} for what will be written to, the weights and their biases. `more` lists
+    the names of the other parameters.
+    """
+    for name, W in tensors.items():
+        dtypes = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+        faults = {
+            "is on the meta device: materialize it first (to_empty)": W.is_meta,
+            "was made in inference mode and cannot be changed": W.is_inference(),
+            "does not hold plain floating-point numbers": W.dtype not in dtypes,
+            "is a special kind of parameter": type(W) is not nn.Parameter,
+            "has entries that share memory": 0 in W.stride(),
+        }
+        yield from (f"{name} {fault}" for fault, is_so in faults.items() if is_so)
+    memory = [W.untyped_storage().data_ptr() for W in tensors.values()]
+    shared = [name for name, where in zip(tensors, memory) if memory.count(where) > 1]
+    if shared:
+        yield f"{some(shared)} share memory"
+
+    more += [name for name, buffer in attention.named_buffers() if not is_causal_mask(buffer)]
+    more = [name for name in more if not {name, name.rpartition(".")[0]} & row.beside.keys()]
+    if more:
+        yield f"besides its four weights, their biases and causal masks it holds {some(more)}"
+
+    # The path to a weight, such as BERT's `self` and `output`, may have any type. A layer may not:
+    # its own forward, also in a subclass of nn.Linear, may do anything with the weights.
+    plain = (nn.Dropout, nn.Identity, nn.Sequential, nn.ModuleList, nn.ModuleDict)
+    for name, child in attention.named_modules():
+        owners = (weight.rpartition(".")[0] for weight in tensors)
+        is_path = name == "" or any(owner.startswith(name + ".") for owner in owners)
+        is_layer = (
+            type(child).__name__ == "Conv1D"
+            if acts_from_the_right(row, tensors[row.weights[0]])
+            else getattr(child.forward, "__func__", None) is nn.Linear.forward
+        )
+        harmless = type(child) in plain or isinstance(child, row.beside.get(name, ()))
+        if not (is_path or is_layer or harmless):
+            yield f"{name}, a {type(child).__name__}, may change what the weights do"
+
+
+def is_causal_mask(buffer):
+    """Whether a buffer (..., tokens, tokens) has one value up to the diagonal, another above it."""
+    mask = buffer.squeeze()
+    if mask.is_meta or mask.ndim != 2 or len(mask) < 2 or mask.shape != mask.T.shape:
+        return False
+    # The first token sees itself, and not the last one.
+    past = torch.ones_like(mask, dtype=torch.bool).tril()
+    ideal = torch.where(past, mask[0, 0], mask[0, -1])
+    return torch.equal(mask, ideal) and bool(mask[0, 0] != mask[0, -1])
 
 
 # ---------------------------------------------------------------------------------------------
@@ -541,149 +288,79 @@ def is_rotary(module, found):
 
 
 def read_checkpoint(path, heads=None):
-    """The attention layers in a file of weights, from the first to the last: a list of Attention
-    in float32.
+    """The attention layers in a file of weights, in order: a list of Attention, in float32.
 
-    The file is a .safetensors, which needs the package of that name, or what torch.save made of a
-    state_dict (.pth, .pt, .bin), or of a dict that has it under "model" or "state_dict". No code
-    in it is run. Other weights in it are ignored. As with `read`, LayerScale is part of W_proj,
-    key-value heads that several query heads share are repeated, and biases are left out.
+    `path` is a .safetensors, or what torch.save made of a state_dict (.pt, .pth), or of a dict that
+    has it under "model" or "state_dict", such as the checkpoint of a run of this project. No code
+    in it is run. Every attention whose names are in the table is read, cross-attention too. A
+    LayerScale under its published name is part of W_proj, key-value heads are repeated for the
+    heads that share them, and biases and everything else are left out.
 
-    `heads` is not in the files. Published ViTs, GPT-2s and SmolLM2 have width / 64, the default.
-    The files of this project know it themselves. Raises ValueError, which names the file, for one
-    that it cannot read.
+    `heads` must be given, since files do not hold it: 6 for DINOv2-S, 9 for SmolLM2-135M. Only the
+    files of this project say it themselves. `causal` is set for GPT-2's layout alone: set it for
+    other language models. Raises ValueError, which names the file, for one that is missing, cannot
+    be read, has no known attention, or does not fit `heads`.
     """
-    try:
-        everything = find(load(path))
-        stacks = dict.fromkeys(re.sub(r"\d+", "#", found.name) for found in everything)
-        if len(stacks) > 1:
-            raise ValueError(f"it must hold the layers of one model, but it has {some(stacks)}")
-        everything.sort(key=lambda found: [int(n) for n in re.findall(r"\d+", found.prefix)])
-        return [read_from_file(found, heads) for found in everything]
-    except ValueError as error:
-        # A name in a damaged file may hold anything. The message stays one line.
-        message = "".join(c if c.isprintable() else "?" for c in str(error))
-        raise ValueError(f"{path}: {message}") from None
-
-
-def read_from_file(found, heads):
-    dim = found.weight(found.layout.output).shape[-1:].numel()
-    if heads is None and dim % 64 != 0 and found.layout is not OWN:
-        raise ValueError(
-            f"the number of heads must be given (--heads), since 64 does not divide the width {dim}"
-        )
-    attention = read_found(found, dim // 64 if heads is None else heads, torch.float32)
-    for name, W in attention.named_parameters():
-        if not W.isfinite().all():
-            raise ValueError(f"the weights must be finite, but {name} of {found.name} is not")
-    return attention
-
-
-def load(path):
-    """{name: tensor} of a file. Raises ValueError if it is no file of weights."""
     try:
         if str(path).endswith(".safetensors"):
             from safetensors.torch import load_file
 
             content = load_file(path)
         else:
-            # No warnings: for a file that is something else, the error below is enough.
-            with warnings.catch_warnings(action="ignore"):
-                content = torch.load(path, map_location="cpu", weights_only=True)
-    except ImportError:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        for name in ("model", "state_dict"):
+            content = content.get(name, content)
+        return read_layers(content, heads)
+    except ImportError as error:
         raise ValueError(
-            "reading it needs the package safetensors: python -m pip install safetensors"
-        ) from None
-    except OSError as error:
-        raise ValueError(f"it cannot be read ({error.strerror or error})") from None
-    except Exception:
-        # A damaged file makes torch and safetensors raise nearly anything.
-        raise ValueError("it cannot be read as a file of weights without running code") from None
-
-    # A checkpoint has the weights beside other things.
-    for name in ("model", "state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(name), dict):
-            content = content[name]
-    if not isinstance(content, dict):
-        raise ValueError(f"it must hold named weights, but it holds a {type(content).__name__}")
-    tensors = {}
-    for name, W in content.items():
-        if isinstance(name, str) and isinstance(W, torch.Tensor):
-            tensors[name] = W
-    if not tensors:
-        raise ValueError(f"it must hold named weights, but it holds {some(content)}")
-    return tensors
+            f"{path}: reading it needs safetensors: pip install safetensors"
+        ) from error
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    except Exception as error:
+        # A file that is something else makes torch and safetensors raise nearly anything.
+        raise ValueError(
+            f"{path}: it cannot be read as weights ({type(error).__name__}); if it holds other "
+            "Python objects, which torch.load(weights_only=True) refuses, load it where you trust "
+            "it, and make a plain file with torch.save(model.state_dict(), path)"
+        ) from error
 
 
-# ---------------------------------------------------------------------------------------------
-# python -m mimetic_min.layouts FILE ...: the diagonals of trained networks
+def read_layers(content, heads):
+    """A list of Attention from {name: tensor}, in the order of the numbers in the names."""
+    # torch.compile puts _orig_mod into the names.
+    tensors = {name.replace("_orig_mod.", ""): W for name, W in content.items()}
+    layers = []
+    for name, row in product(sorted(tensors, key=by_number), LAYOUTS):
+        prefix = name.removesuffix(row.weights[0])
+        whole = tensors.keys() >= {prefix + weight for weight in row.weights}
+        if whole and name != prefix and prefix[-1:] in ("", "."):
+            layers.append(read_layer(tensors, prefix, row, heads))
+    if not layers:
+        raise ValueError(f"it has no attention that is known here; it holds {some(tensors)}")
+    return layers
 
 
-@torch.no_grad()
-def diagonal(product):
-    """The mean of a product's diagonal, and that divided by the standard deviation of all entries.
-
-    With one product per head, (heads, dim, dim), their mean is taken first. The second number
-    compares networks of any scale. Without a diagonal it is about 1 / sqrt(dim) in size.
-    """
-    if product.ndim == 3:
-        product = product.mean(0)
-    mean = product.diagonal().mean().item()
-    std = product.std(correction=0).item()
-    # A product of zeros has no diagonal.
-    return mean, mean / std if std > 0 else 0.0
+def by_number(name):
+    """A key to sort names with: layer 10 comes after layer 9."""
+    return [(len(part), part) for part in re.split(r"(\d+)", name)]
 
 
-def table(attentions):
-    """The lines of a table: both diagonals in each layer."""
-    lines = ["layer   query-key: mean   mean/std   value-projection: mean   mean/std"]
-    positive = [0, 0]
-    for layer, attention in enumerate(attentions, start=1):
-        qk_mean, qk_ratio = diagonal(attention.qk_product())
-        vp_mean, vp_ratio = diagonal(attention.vp_product())
-        lines.append(f"{layer:5} {qk_mean:17.4f} {qk_ratio:10.2f} {vp_mean:24.4f} {vp_ratio:10.2f}")
-        positive[0] += qk_mean > 0
-        positive[1] += vp_mean > 0
-    lines.append(
-        f"positive: query-key in {positive[0]} of {len(attentions)} layers, "
-        f"value-projection in {positive[1]} of {len(attentions)}"
-    )
-    return lines
+def read_layer(tensors, prefix, row, heads):
+    """The Attention whose names in {name: tensor} are `prefix` and those of a row."""
+    weights = {name: tensors[prefix + name].float() for name in row.weights}
+    W_proj = weights[row.weights[-1]]
+    if row is not OWN:
+        if heads is None or heads < 1 or len(W_proj) % heads != 0:
+            raise ValueError(f"heads must be given and divide {len(W_proj)}, but it is {heads}")
+        # Several heads may share one head of W_K and W_V: the first ones share the first.
+        for name in row.weights[1:-1]:
+            by_heads = weights[name].unflatten(0, (-1, len(W_proj) // heads))
+            weights[name] = by_heads.repeat_interleave(heads // len(by_heads), dim=0).flatten(0, 1)
 
-
-def run(argv):
-    # The laboratory is needed only here, and matplotlib only for a picture.
-    from .lab import figures
-    from .lab.options import Parser, whole_number
-
-    parser = Parser(
-        prog="python -m mimetic_min.layouts",
-        description="The diagonals of W_Q W_K^T and W_V W_proj in each layer of trained networks.",
-    )
-    parser.add_argument("files", nargs="+", metavar="FILE", help=".safetensors, .pth, .pt or .bin")
-    parser.add_argument("--heads", type=whole_number, help="heads per layer (default: width / 64)")
-    parser.add_argument("--picture", metavar="OUT.png", help="draw them, too (needs matplotlib)")
-    args = parser.parse_args(argv)
-    if args.picture is not None and Path(args.picture).exists():
-        raise ValueError(f"--picture must be a new file, but {args.picture} exists")
-
-    networks = {path: read_checkpoint(path, args.heads) for path in args.files}
-    # Draw before printing: then an error is the only line.
-    if args.picture is not None:
-        figures.save(figures.trained_networks(networks), args.picture)
-    for path, attentions in networks.items():
-        heads, dim, _ = attentions[0].W_Q.shape
-        print(f"{path}: {len(attentions)} layers, width {dim}, {heads} heads")
-        print("\n".join(table(attentions)))
-
-
-def main(argv=None):
-    try:
-        run(argv)
-    except (ValueError, OSError) as error:
-        print(f"layouts.py: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
-if __name__ == "__main__":
-    main()
+    # LayerScale multiplies the coordinates that come out, which are the rows of an nn.Linear.
+    block = prefix.removesuffix(".").rpartition(".")[0]
+    for name in (".layer_scale1.lambda1", ".ls1.gamma"):
+        if block + name in tensors:
+            weights[row.weights[-1]] = W_proj * tensors[block + name].float()[:, None]
+    return as_attention(row, weights, heads, copy=True)

@@ -30,14 +30,14 @@ from torch import nn
 # The method. A product of two weights should be near a target, alpha Z + beta I. Make the target,
 # then split it into two factors.
 
+# All draws are made on the CPU and in float32, so that a seed gives the same for every model.
+ON_CPU = {"device": "cpu", "dtype": torch.float32}
+
 
 def mimetic_target(dim, alpha, beta, generator=None):
     """A = alpha Z + beta I, where Z has entries N(0, 1/dim). Returns A (dim, dim)."""
-    # On the CPU and in float32, so that a seed gives the same draws for every model.
-    place = {"device": "cpu", "dtype": torch.float32}
-    Z = torch.randn(dim, dim, generator=generator, **place) / sqrt(dim)
-    I = torch.eye(dim, **place)
-    return alpha * Z + beta * I
+    Z = torch.randn(dim, dim, generator=generator, **ON_CPU) / sqrt(dim)
+    return alpha * Z + beta * torch.eye(dim, **ON_CPU)
 
 
 def balanced_factors(A, rank):
@@ -47,6 +47,11 @@ def balanced_factors(A, rank):
     to the `rank` largest singular values. No matrix of that rank is closer to A than L @ R (Eckart
     and Young, 1936). At full rank, L @ R is A. Each factor gets the square root of S, so both have
     the same norm, and neither learns faster than the other.
+
+    For example, A = [[0, 4], [1, 0]] has the singular values 4 and 1. At rank 2, L = [[2, 0],
+    [0, 1]] and R = [[0, 2], [1, 0]]. At rank 1, L = [[2], [0]] and R = [[0, 2]]: their product
+    [[0, 4], [0, 0]] keeps the 4 and loses the 1. (A column of L and its row of R may both come with
+    the other sign.)
     """
     U, S, Vt = torch.linalg.svd(A)
     root = S[:rank].sqrt()
@@ -86,22 +91,30 @@ class Attention(nn.Module):
         super().__init__()
         if heads < 1 or dim % heads != 0:
             raise ValueError(f"heads must divide dim, but {heads} does not divide {dim}")
-        head_dim = dim // heads
         self.causal = causal
-        self.W_Q = nn.Parameter(torch.empty(heads, dim, head_dim))
-        self.W_K = nn.Parameter(torch.empty(heads, dim, head_dim))
+        self.W_Q = nn.Parameter(torch.empty(heads, dim, dim // heads))
+        self.W_K = nn.Parameter(torch.empty(heads, dim, dim // heads))
         self.W_V = nn.Parameter(torch.empty(dim, dim))
         self.W_proj = nn.Parameter(torch.empty(dim, dim))
         self.default_init_()
 
     def forward(self, x):  # (batch, tokens, dim)
-        heads, _, head_dim = self.W_Q.shape
-        q = torch.einsum("bnd,hdk->bhnk", x, self.W_Q)  # (batch, heads, tokens, head_dim)
-        k = torch.einsum("bnd,hdk->bhnk", x, self.W_K)
-        v = (x @ self.W_V).unflatten(2, (heads, head_dim)).transpose(1, 2)
+        q, k = self.queries_and_keys(x)
+        v = self.split_heads(x @ self.W_V)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         y = y.transpose(1, 2).flatten(2)  # (batch, tokens, dim): the heads side by side
         return y @ self.W_proj
+
+    def queries_and_keys(self, x):
+        """From x (batch, tokens, dim) to q and k, both (batch, heads, tokens, head_dim)."""
+        # With the heads side by side, one product computes all of them: it has a (dim, dim) matrix.
+        q = x @ self.W_Q.transpose(0, 1).flatten(1)
+        k = x @ self.W_K.transpose(0, 1).flatten(1)
+        return self.split_heads(q), self.split_heads(k)
+
+    def split_heads(self, x):
+        """From (batch, tokens, dim) to (batch, heads, tokens, head_dim)."""
+        return x.unflatten(2, (len(self.W_Q), -1)).transpose(1, 2)
 
     def attention_map(self, x):
         """softmax(x W_Q W_K^T x^T / sqrt(head_dim)): what each token (row) attends to.
@@ -109,11 +122,10 @@ class Attention(nn.Module):
         From x (batch, tokens, dim) to (batch, heads, tokens, tokens). Each row sums to 1. `forward`
         applies the same map without storing it.
         """
-        q = torch.einsum("bnd,hdk->bhnk", x, self.W_Q)
-        k = torch.einsum("bnd,hdk->bhnk", x, self.W_K)
+        q, k = self.queries_and_keys(x)
         logits = q @ k.mT / sqrt(q.shape[-1])
         if self.causal:
-            future = torch.ones(logits.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
+            future = torch.ones_like(logits, dtype=torch.bool).triu(1)
             logits = logits.masked_fill(future, -torch.inf)
         return logits.softmax(-1)
 
@@ -125,10 +137,10 @@ class Attention(nn.Module):
         """W_V W_proj of the layer, which is the sum over its heads: (dim, dim)."""
         return self.W_V @ self.W_proj
 
-    # The mimetic start. `alpha`, from 0 to 1, is the size of the random part. `beta`, from -1 to 1,
-    # is the diagonal: its sign and its size. A value out of range raises ValueError and changes
-    # nothing. The draws come from `generator`, a torch.Generator on the CPU, or else from torch's
-    # own.
+    # Mimetic initialization. `alpha`, from 0 to 1, is the size of the random part. `beta`, from -1
+    # to 1, is the diagonal: its sign and its size. A value out of range raises ValueError and
+    # changes nothing. The draws come from `generator`, a torch.Generator on the CPU, or else from
+    # torch's own.
 
     @torch.no_grad()
     def query_key_init_(self, alpha, beta, generator=None):
@@ -150,7 +162,7 @@ class Attention(nn.Module):
     def value_projection_init_(self, alpha, beta, generator=None):
         """Set W_V and W_proj. W_V W_proj is the target itself: at full rank nothing is cut."""
         check_strengths(alpha=alpha, beta=beta)
-        dim = self.W_V.shape[0]
+        dim = len(self.W_V)
         A = mimetic_target(dim, alpha, beta, generator)
         L, R = balanced_factors(A, rank=dim)
         self.W_V.copy_(L)
@@ -168,22 +180,31 @@ class Attention(nn.Module):
         """The paper's simple form: W_Q W_K^T is about qk_sign I, and W_V W_proj about vp_sign I.
 
         It needs no decomposition. If the entries of a random Z have variance 1/columns, the mean of
-        Z Z^T is I, and one draw is I with noise. Only the sign can be chosen. Raises ValueError for
-        a sign other than 1 and -1.
+        Z Z^T is I, and one draw is I with noise. Only the sign can be chosen, 1 or -1.
         """
-        for name, sign in (("qk_sign", qk_sign), ("vp_sign", vp_sign)):
-            if sign not in (1, -1):
-                raise ValueError(f"{name} must be 1 or -1, but it is {sign}")
-        heads, dim, head_dim = self.W_Q.shape
-        place = {"device": "cpu", "dtype": torch.float32}
-        Z = torch.randn(heads, dim, head_dim, generator=generator, **place) / sqrt(head_dim)
+        Z = torch.randn(self.W_Q.shape, generator=generator, **ON_CPU) / sqrt(self.W_Q.shape[-1])
         self.W_Q.copy_(Z)
         self.W_K.copy_(qk_sign * Z)
-        Z = torch.randn(dim, dim, generator=generator, **place) / sqrt(dim)
+        Z = torch.randn(self.W_V.shape, generator=generator, **ON_CPU) / sqrt(len(self.W_V))
         self.W_V.copy_(Z)
         self.W_proj.copy_(vp_sign * Z.T)
 
-    # Two usual starts, to compare with
+    @torch.no_grad()
+    def shuffle_(self, generator=None):
+        """The control: put the columns of both products, W_Q W_K^T and W_V W_proj, in random order.
+
+        Call it after `mimetic_init_`. The products keep their entries, singular values, norms and
+        rank. They lose only the alignment of rows with columns: the diagonal, and with it symmetry
+        and eigenvalues. Each head has an order of its own. So what mimetic is better than shuffled
+        is what the alignment is worth, and what shuffled is better than default is what the size of
+        the weights is worth.
+        """
+        # The columns of a product are those of its second factor: W_K^T of a head, or W_proj.
+        for factor in (*self.W_K.mT, self.W_proj):
+            order = torch.randperm(factor.shape[1], generator=generator, device="cpu")
+            factor.copy_(factor[:, order])
+
+    # Two usual initializations, to compare with
 
     def default_init_(self):
         """Every entry N(0, 0.02^2), as in timm. (The GPT in gpt.py makes W_proj smaller.)"""
@@ -192,7 +213,7 @@ class Attention(nn.Module):
 
     def xavier_init_(self):
         """Every entry uniform with variance 1/dim (Glorot and Bengio, 2010)."""
-        bound = sqrt(3 / self.W_V.shape[0])
+        bound = sqrt(3 / len(self.W_V))
         for W in self.parameters():
             nn.init.uniform_(W, -bound, bound)
 
@@ -219,19 +240,14 @@ class ViTConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number above 0, but it is {value}")
-        if self.image_size % self.patch_size != 0:
-            raise ValueError(
-                f"patch_size must divide image_size, but {self.patch_size} does not divide"
-                f" {self.image_size}"
-            )
-        if self.dim % self.heads != 0:
-            raise ValueError(f"heads must divide dim, but {self.heads} does not divide {self.dim}")
+        for part, whole in (("patch_size", "image_size"), ("heads", "dim")):
+            a, b = getattr(self, part), getattr(self, whole)
+            if b % a != 0:
+                raise ValueError(f"{part} must divide {whole}, but {a} does not divide {b}")
         if self.position not in ("sincos", "learned"):
             raise ValueError(f"position must be sincos or learned, but it is {self.position}")
         if self.position == "sincos" and self.dim % 4 != 0:
-            raise ValueError(
-                f"dim must be a multiple of 4 with sincos positions, but it is {self.dim}"
-            )
+            raise ValueError(f"dim must be a multiple of 4 for sincos, but it is {self.dim}")
 
 
 def sincos(positions, dim):
@@ -239,7 +255,7 @@ def sincos(positions, dim):
 
     As in Attention Is All You Need, section 3.5, but all sines come first. There are dim/2
     wavelengths, from 2 pi up towards 2 pi * 10,000. Nearby positions have similar rows. So with
-    W_Q W_K^T near I, a token attends to its neighbours.
+    W_Q W_K^T near I, a token attends to its neighbors.
     """
     frequencies = 10_000 ** -(torch.arange(dim // 2) / (dim // 2))
     angles = positions[:, None] * frequencies
@@ -252,9 +268,7 @@ def sincos_2d(grid, dim):
     The first dim/2 entries of a position tell the row of the patch, the others its column.
     """
     patch = torch.arange(grid * grid)
-    row = sincos(patch // grid, dim // 2)
-    column = sincos(patch % grid, dim // 2)
-    return torch.cat([row, column], dim=1)
+    return torch.cat([sincos(patch // grid, dim // 2), sincos(patch % grid, dim // 2)], dim=1)
 
 
 class Block(nn.Module):
@@ -269,8 +283,7 @@ class Block(nn.Module):
 
     def forward(self, x):
         x = x + self.attention(self.norm1(x))
-        x = x + self.mlp(self.norm2(x))
-        return x
+        return x + self.mlp(self.norm2(x))
 
 
 class ViT(nn.Module):
@@ -290,21 +303,21 @@ class ViT(nn.Module):
         if config.position == "sincos":
             self.register_buffer("positions", sincos_2d(grid, config.dim), persistent=False)
         else:
+            # As in timm.
             self.positions = nn.Parameter(0.02 * torch.randn(grid * grid, config.dim))
         self.blocks = nn.ModuleList(Block(config.dim, config.heads) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.dim)
         self.head = nn.Linear(config.dim, config.classes)
 
         # As in timm: linear layers N(0, 0.02^2), and biases 0. Not self.embed: in timm it is a
-        # convolution, which keeps PyTorch's start.
+        # convolution, which keeps PyTorch's own initialization.
         for module in [*self.blocks.modules(), self.head]:
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
 
     def forward(self, images):
-        size = self.config.patch_size
-        patches = F.pixel_unshuffle(images, size)  # (batch, patch_dim, grid, grid)
+        patches = F.pixel_unshuffle(images, self.config.patch_size)
         patches = patches.flatten(2).mT  # (batch, tokens, patch_dim)
         x = self.embed(patches) + self.positions  # (batch, tokens, dim)
         for block in self.blocks:

@@ -1,0 +1,189 @@
+"""Pictures: how the training went, and what it did to the attention weights.
+
+    curves            accuracy or loss against the training steps
+    products          W_Q W_K^T and W_V W_proj, untrained and trained
+    attention_maps    what the tokens attend to, untrained and trained
+    matrices          any matrices in a grid, with one color scale
+
+Each function draws one picture (PNG) into the file `path` and returns `path`. `models` is
+{init: (untrained, trained)}, where a model is anything with `.blocks[i].attention`, and an
+attention anything with `qk_product()`, `vp_product()` and `attention_map(x)`, as in vit.py.
+
+Only this file needs matplotlib. It uses no display.
+"""
+
+from math import ceil, log
+
+import numpy as np
+import torch
+
+# The line of each init. The colors are Okabe and Ito's, which colorblind people can tell apart, but
+# for gray, and brown in place of yellow, which is lost on white. Dashes and markers differ in gray.
+STYLES = {
+    "off": {"color": "#777777", "linestyle": (0, (1, 2)), "marker": "x"},
+    "default": {"color": "#000000", "linestyle": (0, (5, 2)), "marker": "s"},
+    "xavier": {"color": "#009E73", "linestyle": (0, (7, 2, 1, 2)), "marker": "^"},
+    "shuffled": {"color": "#E69F00", "linestyle": (0, (2, 1)), "marker": "D"},
+    "mimetic": {"color": "#0072B2", "linestyle": "solid", "marker": "o"},
+    "simple": {"color": "#56B4E9", "linestyle": (0, (6, 1, 1, 1, 1, 1)), "marker": "v"},
+    "query-key": {"color": "#D55E00", "linestyle": (0, (3, 1, 1, 1)), "marker": "<"},
+    "value-projection": {"color": "#7A4B00", "linestyle": (0, (9, 1, 1, 1)), "marker": ">"},
+    "language": {"color": "#CC79A7", "linestyle": (0, (9, 2)), "marker": "P"},
+}
+
+# What a metric is called in a picture, the factor to the unit there, and the highest value. A model
+# that knows nothing gives every byte the same probability, and its loss is log(256). A higher loss
+# is drawn as this one, so that a run that diverges does not flatten the other lines.
+METRICS = {
+    "accuracy": ("accuracy on the test images, %", 100, 100),
+    "loss": ("validation loss, nats per byte", 1, log(256)),
+}
+
+PRODUCTS = ("$W_Q W_K^T$", "$W_V W_{proj}$")
+WHEN = ("untrained", "trained")
+
+# Of a wide product, only so many rows and columns are drawn. In a larger picture the diagonal, one
+# entry wide, would be lost.
+CORNER = 64
+
+
+def require_matplotlib():
+    """Return matplotlib's Figure. Raises ValueError if matplotlib is missing.
+
+    A script calls this before the training, because afterwards is too late.
+    """
+    try:
+        # Not pyplot, which may look for a display.
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ValueError("pictures need matplotlib: python -m pip install matplotlib") from error
+    return Figure
+
+
+def new_figure(width, height):
+    return require_matplotlib()(figsize=(width, height), layout="constrained")
+
+
+def save(figure, path, title):
+    figure.suptitle(title)
+    figure.savefig(path, format="png", dpi=120)
+    return path
+
+
+# ---------------------------------------------------------------------------------------------
+# Lines
+
+
+def curves(path, rows, metric, title):
+    """Draw `metric` against the training steps: a panel for each learning rate, a line per init.
+
+    `rows` are dicts with init, seed, lr, step and the metric: "accuracy" (0 to 1) or "loss" (nats
+    per byte). A line is the mean over the seeds.
+    """
+    name, factor, highest = METRICS[metric]
+    rates = sorted({row["lr"] for row in rows})
+    figure = new_figure(3.5 * len(rates) + 2.5, 3.8)
+    panels = figure.subplots(1, len(rates), squeeze=False, sharey=True)[0]
+    for rate, axes in zip(rates, panels):
+        for init in dict.fromkeys(row["init"] for row in rows):
+            values = {}  # step -> one value per seed
+            for row in rows:
+                if (row["init"], row["lr"]) == (init, rate):
+                    values.setdefault(row["step"], []).append(min(factor * row[metric], highest))
+            axes.plot(
+                sorted(values),
+                [np.mean(values[step]) for step in sorted(values)],
+                label=init,
+                **STYLES[init],
+            )
+        axes.set(title=f"learning rate {rate:g}", xlabel="training steps")
+    panels[0].set_ylabel(f"{name}, mean over the seeds")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", handlelength=4)
+    return save(figure, path, title)
+
+
+def two_products(attention):
+    """W_Q W_K^T, the mean of the heads, and W_V W_proj: two arrays (dim, dim)."""
+    both = (attention.qk_product().mean(0), attention.vp_product())
+    return [product.detach().float().cpu().numpy() for product in both]
+
+
+# ---------------------------------------------------------------------------------------------
+# Matrices
+
+
+def matrices(path, columns, rows, title, label, colors, signed):
+    """Draw square matrices in a grid. The number below each is the mean of its diagonal.
+
+    `columns` are the words above the grid, and `rows` is {name: one matrix per column}. All have
+    the scale `label`, of matplotlib's `colors`, which goes from 0, or with `signed` from as far
+    below 0 as above. Of a matrix larger than CORNER, the upper-left corner is drawn. The number is
+    about all of it.
+    """
+    figure = new_figure(1.4 * len(columns) + 2, 1.65 * len(rows) + 1.2)
+    grid = figure.subplots(len(rows), len(columns), squeeze=False)
+    sizes = np.concatenate([abs(matrix).ravel() for row in rows.values() for matrix in row])
+    # If the scale ended at the largest entry, little else could be seen.
+    top = np.nanquantile(sizes, 0.995) or 1
+    lowest, extend = (-top, "both") if signed else (0, "max")
+    for line, (name, row) in zip(grid, rows.items()):
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center")
+        for axes, column, matrix in zip(line, columns, row):
+            image = axes.imshow(matrix[:CORNER, :CORNER], cmap=colors, vmin=lowest, vmax=top)
+            # Adding 0 turns -0.0 into 0.0.
+            mean = round(float(matrix.diagonal().mean()), 2) + 0
+            axes.set(
+                title=column if axes in grid[0] else "",
+                xlabel=f"{mean:.2f}",
+                xticks=[],
+                yticks=[],
+            )
+    figure.colorbar(image, ax=grid, label=label, extend=extend, aspect=10 * len(rows))
+    return save(figure, path, f"{title}\nbelow each matrix: the mean of its diagonal")
+
+
+def products(path, models, title):
+    """Draw both products of the first layer. W_Q W_K^T is the mean of the heads."""
+    columns = [f"{product}\n{when}" for product in PRODUCTS for when in WHEN]
+    rows = {
+        init: [two_products(model.blocks[0].attention)[i] for i in (0, 1) for model in pair]
+        for init, pair in models.items()
+    }
+    # Cividis goes from dark to light, so that a print in gray shows the sign, too.
+    return matrices(path, columns, rows, f"{title}, first layer", "entry", "cividis", signed=True)
+
+
+@torch.no_grad()
+def mean_maps(model, batch):
+    """The attention map of each layer while the model reads `batch`: a list of (tokens, tokens).
+
+    Each is the mean over the batch and the heads.
+    """
+    maps = []
+
+    def keep(attention, inputs):
+        maps.append(attention.attention_map(*inputs).mean((0, 1)).float().cpu().numpy())
+
+    hooks = [block.attention.register_forward_pre_hook(keep) for block in model.blocks]
+    model(batch)
+    for hook in hooks:
+        hook.remove()
+    return maps
+
+
+def attention_maps(path, models, batch, title):
+    """Draw what the tokens attend to while the models read `batch`, in at most four layers."""
+    maps = {init: [mean_maps(model, batch) for model in pair] for init, pair in models.items()}
+    depth = len(next(iter(maps.values()))[0])
+    layers = range(0, depth, ceil(depth / 4))
+    columns = [f"layer {i + 1}\n{when}" for when in WHEN for i in layers]
+    rows = {init: [model[i] for model in pair for i in layers] for init, pair in maps.items()}
+    return matrices(
+        path,
+        columns,
+        rows,
+        f"{title}; the token of the row attends to that of the column",
+        "attention",
+        "gray_r",
+        signed=False,
+    )
