@@ -52,7 +52,7 @@ case $name in
     cifar-all)            c="$cifar --epochs 10 --batch-size 100 --lr 1e-3 $controls --seed 0 1 2" ;;
     cifar-all-wide)       c="$cifar --epochs 10 --batch-size 100 --lr 1e-3 $controls --dim 96 --depth 6 --heads 3 --seed 0 1 2" ;;
     # The paper's model, ViT-Tiny. This needs a GPU.
-    vit-tiny)             c="$cifar --epochs 100 --batch-size 512 --lr 1e-3 $three --dim 192 --depth 12 --heads 3" ;;
+    vit-tiny)             c="$cifar --epochs 30 --batch-size 512 --lr 1e-3 $three --dim 192 --depth 12 --heads 3" ;;
     *)                    echo "no experiment is called $name" >&2; exit 2 ;;
 esac
 $run $c --out "runs/$name" "$@"

@@ -9,7 +9,7 @@ init, its seed and its peak learning rate. A result is an accuracy (0 to 1) or a
 byte). It is nan if the run diverged.
 
     results.csv      a row per finished run: its result after the last step
-    curves.csv       a row per evaluation, for the experiments in KEPT and their lowest seed
+    curves.csv       a row per evaluation, for the experiments in KEPT, of seed 0
     diagonals.csv    the mean of each diagonal, untrained and trained, for the same runs, if their
                      checkpoints are in the folder
 
@@ -138,7 +138,7 @@ PART_TABLES = {
     ),
 }
 
-# The experiments whose curves and diagonals are kept.
+# The experiments whose curves and diagonals are kept, for seed 0.
 KEPT = ("text", "text-rates", "cifar", "cifar-all")
 
 # The panels of the pictures: title, experiment, rate (None: all of them), metric.
@@ -242,7 +242,7 @@ def add(*folders):
         runs = finished_runs(folder)
         new["results.csv"] += [rows[-1] for rows in runs.values()]
         for (init, seed, lr), rows in runs.items():
-            if folder.name in KEPT and seed == min(other for _, other, _ in runs):
+            if folder.name in KEPT and seed == 0:
                 new["curves.csv"] += rows
                 new["diagonals.csv"] += diagonals(folder, Run(init, seed, lr))
     for name, rows in new.items():
@@ -422,7 +422,7 @@ def pages():
     results = read("results.csv")
     draw(
         "rates.png",
-        "Mean ± standard deviation over the seeds",
+        "Mean ± standard deviation over all seeds",
         "peak learning rate",
         init_panels(RATES, results, "lr"),
     )
@@ -449,7 +449,8 @@ def trained(dinov2, smollm2):
     """Draw both products in two trained networks, and in new ones of the same shapes: trained.png.
 
     `dinov2` and `smollm2` are the weight files of facebook/dinov2-small and of
-    HuggingFaceTB/SmolLM2-135M-Instruct. Prints the mean of each diagonal.
+    HuggingFaceTB/SmolLM2-135M-Instruct. W_Q W_K^T is the mean of the heads. Prints the mean of each
+    diagonal, too.
     """
     # matplotlib needs Pillow, too.
     from PIL import Image
@@ -484,7 +485,7 @@ def trained(dinov2, smollm2):
         "Light is positive and dark is negative. Below each matrix: the mean of its diagonal.\n"
         "The unit is the standard deviation of its entries. Colors end at ±6.",
     )
-    # With 256 colors, the file is a third as large.
+    # With 256 colors, the file is less than half as large.
     Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)
     print(path)
 

@@ -56,12 +56,12 @@ def test_the_rate_is_chosen_by_seeds_that_are_not_reported():
 
 def test_add_takes_what_is_finished_and_takes_it_once(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "DOCS", tmp_path)
-    run = Run("mimetic", 9, 0.1)
+    run = Run("mimetic", 0, 0.1)
     log = [
         "the header",
-        *(f"mimetic,9,0.1,{step},1.5,0.{step}" for step in range(1, 9)),
+        *(f"mimetic,0,0.1,{step},1.5,0.{step}" for step in range(1, 9)),
         # Not finished.
-        *(f"xavier,8,0.1,{step},1.5,0.{step}" for step in range(1, 8)),
+        *(f"xavier,0,0.1,{step},1.5,0.{step}" for step in range(1, 8)),
         # Diverged.
         "off,10,0.1,1,1.5,0.1",
         "off,10,0.1,2,nan,0.1",
@@ -83,10 +83,10 @@ def test_add_takes_what_is_finished_and_takes_it_once(tmp_path, monkeypatch):
         report.add("cifar")
         assert Path("results.csv").read_text().splitlines() == [
             "experiment,init,seed,lr,step,result",
-            "cifar,mimetic,9,0.1,8,0.8",
+            "cifar,mimetic,0,0.1,8,0.8",
             "cifar,off,10,0.1,2,nan",
         ]
-        # Of the lowest seed: eight evaluations, and two diagonals in four layers.
+        # Of seed 0: eight evaluations, and two diagonals in four layers.
         assert len(report.read("curves.csv")) == len(report.read("diagonals.csv")) == 8
     for row in report.read("diagonals.csv"):
         # The file has four digits.
