@@ -13,16 +13,15 @@ layers, the same shapes, and 64 tokens. They take turns, step by step, and the r
 over these pairs, with the quartiles in brackets. This is not a test: it depends on the machine.
 """
 
-import importlib
+import runpy
 import sys
-from pathlib import Path
 from statistics import median, quantiles
 from timeit import timeit
 
+# It finds the project, and sets one thread.
+import conftest  # noqa: F401
 import torch
 import torch.nn.functional as F
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mimetic_min import GPT, GPTConfig, ViT, ViTConfig
 
@@ -30,22 +29,22 @@ DEPTH = 4
 TOKENS = 64
 
 
-def gpt_steps(nanogpt, dim, heads, batch=12):
+def gpt_steps(theirs, dim, heads, batch=12):
     """A step of our GPT, one of nanoGPT, and their matrix products."""
-    ours = GPT(GPTConfig(256, TOKENS, dim, DEPTH, heads))
-    theirs = nanogpt.GPT(nanogpt.GPTConfig(TOKENS, 256, DEPTH, heads, dim, bias=False))
+    gpt = GPT(GPTConfig(256, TOKENS, dim, DEPTH, heads))
+    nanogpt = theirs["GPT"](theirs["GPTConfig"](TOKENS, 256, DEPTH, heads, dim, bias=False))
     text, targets = torch.randint(256, (2, batch, TOKENS))
     return (
-        training_step(ours, lambda: F.cross_entropy(ours(text).flatten(0, 1), targets.flatten())),
-        training_step(theirs, lambda: theirs(text, targets)[1]),
+        training_step(gpt, lambda: F.cross_entropy(gpt(text).flatten(0, 1), targets.flatten())),
+        training_step(nanogpt, lambda: nanogpt(text, targets)[1]),
         matrix_products(dim, heads, batch, outer=256),
     )
 
 
-def vit_steps(simple_vit, dim, heads, batch=50):
+def vit_steps(theirs, dim, heads, batch=50):
     """A step of our ViT, one of SimpleViT, and their matrix products, on CIFAR-10's shape."""
-    ours = ViT(ViTConfig(32, 4, 3, 10, dim, DEPTH, heads))
-    theirs = simple_vit.SimpleViT(
+    vit = ViT(ViTConfig(32, 4, 3, 10, dim, DEPTH, heads))
+    simple_vit = theirs["SimpleViT"](
         image_size=32,
         patch_size=4,
         num_classes=10,
@@ -58,8 +57,8 @@ def vit_steps(simple_vit, dim, heads, batch=50):
     images = torch.randn(batch, 3, 32, 32)
     labels = torch.randint(10, (batch,))
     return (
-        training_step(ours, lambda: F.cross_entropy(ours(images), labels)),
-        training_step(theirs, lambda: F.cross_entropy(theirs(images), labels)),
+        training_step(vit, lambda: F.cross_entropy(vit(images), labels)),
+        training_step(simple_vit, lambda: F.cross_entropy(simple_vit(images), labels)),
         matrix_products(dim, heads, batch, outer=3 * 4 * 4),
     )
 
@@ -81,18 +80,17 @@ def matrix_products(dim, heads, batch, outer):
 
     Outside the layers there is one: with the pixels of a patch, or with the vocabulary (`outer`).
     """
-    X = torch.randn(batch * TOKENS, dim)
-    hidden = torch.randn(batch * TOKENS, 4 * dim)
-    q = torch.randn(batch * heads, TOKENS, dim // heads)
-    attention = torch.randn(batch * heads, TOKENS, TOKENS)
+    rows = batch * TOKENS
     layer = [
-        *[(X, torch.randn(dim, dim))] * 4,  # W_Q, W_K, W_V, W_proj
-        (q, q.mT),
-        (attention, q),
-        (X, torch.randn(dim, 4 * dim)),
-        (hidden, torch.randn(4 * dim, dim)),
+        *[((rows, dim), (dim, dim))] * 4,  # W_Q, W_K, W_V, W_proj
+        # The attention map, and what it does with the values
+        ((batch * heads, TOKENS, dim // heads), (batch * heads, dim // heads, TOKENS)),
+        ((batch * heads, TOKENS, TOKENS), (batch * heads, TOKENS, dim // heads)),
+        ((rows, dim), (dim, 4 * dim)),
+        ((rows, 4 * dim), (4 * dim, dim)),
     ]
-    factors = layer * DEPTH + [(X, torch.randn(dim, outer))]
+    shapes = layer * DEPTH + [((rows, dim), (dim, outer))]
+    factors = [(torch.randn(left), torch.randn(right)) for left, right in shapes]
 
     def products():
         for A, B in factors:
@@ -104,23 +102,17 @@ def matrix_products(dim, heads, batch, outer):
     return products
 
 
-def main(path, rounds=30):
-    torch.set_num_threads(1)
-    sys.path.append(str(Path(path).resolve().parent))
-    theirs = importlib.import_module(Path(path).stem)
-    if hasattr(theirs, "GPT"):
-        make_steps, shapes = gpt_steps, [(128, 4), (384, 6)]
-    else:
-        make_steps, shapes = vit_steps, [(64, 4), (96, 3), (192, 3)]
+def main(path, rounds=60):
+    theirs = runpy.run_path(path)
+    make_steps, shapes = (
+        (gpt_steps, [(128, 4), (384, 6)])
+        if "GPT" in theirs
+        else (vit_steps, [(64, 4), (96, 3), (192, 3)])
+    )
     for dim, heads in shapes:
         steps = make_steps(theirs, dim, heads)
-        # The first steps are slower.
-        for step in steps:
-            timeit(step, number=3)
-        # Seconds (rounds, 3). Of two steps beside each other, each comes first in half the rounds.
-        seconds = [
-            [timeit(step, number=1) for step in steps[::way]][::way] for way in [1, -1] * rounds
-        ]
+        # Seconds (rounds, 3). The first steps are slower, which a median does not notice.
+        seconds = [[timeit(step, number=1) for step in steps] for _ in range(rounds)]
         ratios = quantiles([ours / other for ours, other, _ in seconds], n=4)
         ours, _, products = map(median, zip(*seconds))
         print(

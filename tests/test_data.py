@@ -5,8 +5,6 @@ The files are small, but in the published layouts. The network is a server on th
 
 import hashlib
 import io
-import os
-import pickle
 import shutil
 import sys
 import threading
@@ -55,26 +53,31 @@ PNG = bytes.fromhex(
 # The digits
 
 
-def test_the_digits_are_those_of_scikit_learn():
-    """The sum and the counts are those of its load_digits(). `limit` takes the first ones."""
-    train, train_labels, test, test_labels = data.load_images("digits")
-    assert train.shape == (1000, 1, 8, 8) and int(train.sum()) + int(test.sum()) == 561718
-    counts = torch.cat([train_labels, test_labels]).bincount().tolist()
-    assert counts == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
-    limited = data.load_images("digits", limit=7)
-    assert all(map(torch.equal, limited, (train[:7], train_labels[:7], test, test_labels)))
+def test_the_digits_and_where_they_are_shifted():
+    train, _, test, _ = data.load_images("digits")
+    # The sum is that of scikit-learn's load_digits().
+    assert train.shape == (1000, 1, 8, 8) and test.shape == (797, 1, 8, 8)
+    assert int(train.sum()) + int(test.sum()) == 561718
+    # `limit` takes the first ones. Each is at one of 25 places, and all places occur.
+    windows = data.load_images("shifted-digits", limit=500)[0].unfold(2, 8, 1).unfold(3, 8, 1)
+    fits = (windows == train[:500, :, None, None]).all(-1).all(-1).flatten(1)  # (500, 25)
+    assert fits.any(1).all() and fits.any(0).all()
+    # A result can be compared with one of last year only if places and labels never change.
+    assert data.checksum(*data.load_images("shifted-digits")) == 2072799117
 
 
-def test_each_shifted_digit_is_its_digit_at_one_of_25_places():
-    scans = data.load_images("digits")[0][:, :, None, None]  # (1000, 1, 1, 1, 8, 8)
-    shifted = data.load_images("shifted-digits")
-    windows = shifted[0].unfold(2, 8, 1).unfold(3, 8, 1)  # (1000, 1, 5, 5, 8, 8)
-    fits = (windows == scans).all(-1).all(-1).flatten(1)  # (1000, 25)
-    # 1,000 / 25 = 40 images at each place, and six standard deviations are 37. (A scan with an
-    # empty border fits at a few places, of which the first one counts.)
-    assert fits.any(1).all() and (fits.int().argmax(1).bincount() - 40).abs().max() <= 37
-    # A result can be compared with one of last year only if the places never change.
-    assert data.checksum(*shifted) == 2072799117 != data.checksum(*shifted[:3])
+def npz(**changes):
+    """The bytes of an .npz. A change to None leaves an array out."""
+    arrays = {
+        "train_images": random_bytes(3, 4, 4, 3),
+        "train_labels": np.array([0, 2, 1]),
+        "test_images": random_bytes(2, 4, 4, 3),
+        "test_labels": np.array([[2], [0]], np.uint16),
+        **changes,
+    }
+    file = io.BytesIO()
+    np.savez(file, **{name: array for name, array in arrays.items() if array is not None})
+    return file.getvalue()
 
 
 # ---------------------------------------------------------------------------------------------
@@ -97,7 +100,96 @@ NEEDS = {"svhn": "scipy.io", "tiny-imagenet": "PIL", "my": "PIL", ".": "PIL"}
         ("my.npz", {}, {"my.npz": b""}, "or an .npz, but my.npz cannot be read ("),
         ("my.npz", {}, {"my.npz": b"PK\3\4"}, "or an .npz, but my.npz cannot be read ("),
         ("my.npz", {}, {"my.npz": b"a letter"}, "or an .npz, but my.npz cannot be read ("),
-        ("my.npz", {}, {"my.npz": pickle.dumps(print)}, "pickled (object) data"),
+        ("my.npz", {}, {"my.npz": b"\x80\x04N."}, "pickled (object) data"),
+        ("svhn", {}, {"scipy": None}, "svhn needs SciPy, which reads its files: pip install scipy"),
+        (".", {}, {"PIL": None}, ". holds pictures, which need Pillow: pip install pillow"),
+        ("tiny-imagenet", {}, {"PIL": None}, "tiny-imagenet holds pictures, which need Pillow"),
+        # Arrays
+        (
+            "my.npz",
+            {},
+            {"my.npz": npz(train_images=np.full((3, 4, 4), np.nan))},
+            "are float64 (3, 4, 4); values from 0 to 1",
+        ),
+        (
+            "my.npz",
+            {},
+            {"my.npz": npz(train_images=np.ones((3, 4, 4)))},
+            "multiply them by 255, then .astype(numpy.uint8)",
+        ),
+        (
+            "my.npz",
+            {},
+            {"my.npz": npz(test_images=random_bytes(2, 4, 5, 3))},
+            "but are uint8 (2, 4, 5, 3)",
+        ),
+        (
+            "my.npz",
+            {},
+            {"my.npz": npz(test_images=random_bytes(2, 3, 4, 4))},
+            "but are uint8 (2, 3, 4, 4)",
+        ),
+        (
+            "my.npz",
+            {},
+            {"my.npz": npz(test_images=random_bytes(2, 4, 4, 2))},
+            "but are uint8 (2, 4, 4, 2)",
+        ),
+        ("my.npz", {}, {"my.npz": npz(test_images=random_bytes(2))}, "but are uint8 (2,)"),
+        (
+            "my.npz",
+            {},
+            {"my.npz": npz(test_images=random_bytes(0, 4, 4, 3))},
+            "but are uint8 (0, 4, 4, 3)",
+        ),
+        (
+            "my.npz",
+            {},
+            {"my.npz": npz(test_images=random_bytes(2, 8, 8, 3))},
+            "but have (3, 8, 8) and labels up to 2",
+        ),
+        (
+            "my.npz",
+            {},
+            {"my.npz": npz(train_labels=np.array([0.0, np.nan, 2.0]))},
+            "3 whole numbers, one for each image",
+        ),
+        (
+            "my.npz",
+            {},
+            {"my.npz": npz(train_labels=np.array([0, 1]))},
+            "one for each image, but are int64 (2,)",
+        ),
+        (
+            "my.npz",
+            {},
+            {"my.npz": npz(train_labels=np.array([0, -1, 2]))},
+            "from 0 to 65,535, but go from -1 to 2",
+        ),
+        (
+            "my.npz",
+            {},
+            {"my.npz": npz(train_labels=np.array([0, 1, 10**12]))},
+            "but go from 0 to 1000000000000",
+        ),
+        (
+            "my.npz",
+            {},
+            {"my.npz": npz(test_labels=np.array([0, 3]))},
+            "labels up to 2, like those for training, but have",
+        ),
+        (
+            "my.npz",
+            {},
+            {"my.npz": npz(test_labels=None)},
+            "('test_labels is not a file in the archive')",
+        ),
+        (
+            "my.npz",
+            {},
+            {"my.npz": npz(test_labels=np.array([0, print], object))},
+            "Object arrays cannot be loaded",
+        ),
         # Published data
         ("cifar10", dict(data_dir="."), {}, ". must hold cifar-10-binary.tar.gz (https://www"),
         ("cifar10", {}, {"data/cifar-10-binary.tar.gz": b"cut"}, "tar.gz cannot be read ("),
@@ -179,75 +271,31 @@ NEEDS = {"svhn": "scipy.io", "tiny-imagenet": "PIL", "my": "PIL", ".": "PIL"}
         ("enwik8", dict(context=8), {"data/enwik8.zip": b"cut"}, "enwik8.zip cannot be read ("),
     ],
 )
-def test_data_that_cannot_be_used_are_named(name, options, files, word):
+def test_data_that_cannot_be_used_are_named(name, options, files, word, monkeypatch):
+    """A file that is None is a package that is missing."""
     pytest.importorskip(NEEDS.get(name, "numpy"))
     for path, content in files.items():
-        put(path, content)
+        if content is None:
+            monkeypatch.setitem(sys.modules, path, None)
+        else:
+            put(path, content)
     load = data.load_text if "context" in options else data.load_images
     assert word in wrong(load, name, **options)
-
-
-@pytest.mark.parametrize(
-    "name, package, word",
-    [
-        ("svhn", "scipy", "svhn needs SciPy, which reads its files: pip install scipy"),
-        ("tiny-imagenet", "PIL", "tiny-imagenet holds pictures, which need Pillow: pip install"),
-        (".", "PIL", ". holds pictures, which need Pillow: pip install pillow"),
-    ],
-)
-def test_a_missing_package_is_named_with_its_remedy(name, package, word, monkeypatch):
-    monkeypatch.setitem(sys.modules, package, None)
-    assert word in wrong(data.load_images, name)
 
 
 # ---------------------------------------------------------------------------------------------
 # An .npz of the user's own
 
 
-def save_npz(**changes):
-    arrays = {
-        "train_images": random_bytes(3, 4, 4, 3),
-        "train_labels": np.array([0, 2, 1]),
-        "test_images": random_bytes(2, 4, 4, 3),
-        "test_labels": np.array([[2], [0]], np.uint16),
-        **changes,
-    }
-    np.savez("my.npz", **{name: array for name, array in arrays.items() if array is not None})
-
-
 @pytest.mark.parametrize("shape", [(4, 4), (4, 4, 1), (4, 4, 3)])
 def test_own_images_come_as_they_are(shape):
     images = random_bytes(5, *shape)
-    save_npz(train_images=images[:3], test_images=images[3:])
+    put("my.npz", npz(train_images=images[:3], test_images=images[3:]))
     train, train_labels, test, test_labels = data.load_images("my.npz")
-    expected = images.reshape(5, 4, 4, -1).transpose(0, 3, 1, 2)
-    assert train.dtype == torch.uint8 and np.array_equal(torch.cat([train, test]), expected)
+    assert np.array_equal(
+        torch.cat([train, test]), images.reshape(5, 4, 4, -1).transpose(0, 3, 1, 2)
+    )
     assert train_labels.tolist() == [0, 2, 1] and test_labels.tolist() == [2, 0]
-
-
-@pytest.mark.parametrize(
-    "name, array, word",
-    [
-        ("train_images", np.full((3, 4, 4), np.nan), "are float64 (3, 4, 4); values from 0 to 1"),
-        ("train_images", np.ones((3, 4, 4)), "multiply them by 255, then .astype(numpy.uint8)"),
-        ("test_images", random_bytes(2, 4, 5, 3), "but are uint8 (2, 4, 5, 3)"),
-        ("test_images", random_bytes(2, 3, 4, 4), "but are uint8 (2, 3, 4, 4)"),
-        ("test_images", random_bytes(2, 4, 4, 2), "but are uint8 (2, 4, 4, 2)"),
-        ("test_images", random_bytes(2), "but are uint8 (2,)"),
-        ("test_images", random_bytes(0, 4, 4, 3), "but are uint8 (0, 4, 4, 3)"),
-        ("test_images", random_bytes(2, 8, 8, 3), "but have (3, 8, 8) and labels up to 2"),
-        ("train_labels", np.array([0.0, np.nan, 2.0]), "3 whole numbers, one for each image"),
-        ("train_labels", np.array([0, 1]), "one for each image, but are int64 (2,)"),
-        ("train_labels", np.array([0, -1, 2]), "from 0 to 65,535, but go from -1 to 2"),
-        ("train_labels", np.array([0, 1, 10**12]), "but go from 0 to 1000000000000"),
-        ("test_labels", np.array([0, 3]), "labels up to 2, like those for training, but have"),
-        ("test_labels", None, "('test_labels is not a file in the archive')"),
-        ("test_labels", np.array([0, print], object), "Object arrays cannot be loaded"),
-    ],
-)
-def test_arrays_that_are_wrong_are_named(name, array, word):
-    save_npz(**{name: array})
-    assert word in wrong(data.load_images, "my.npz")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -270,68 +318,30 @@ def server(monkeypatch):
 
 
 @pytest.mark.parametrize("name", data.FILES)
-@pytest.mark.parametrize(
-    "address, sent, limit, word",
-    [
-        ("http://127.0.0.1:{}/elsewhere", b"right", -1, "(HTTP Error 404: File not found)"),
+def test_only_a_right_download_is_kept(name, server, capsys, monkeypatch):
+    algorithm = data.FILES[name][1]
+    checksum = hashlib.new(algorithm, b"right").hexdigest()
+    for address, sent, limit, word in (
         # Nobody listens at port 9.
         ("http://127.0.0.1:9/", b"right", -1, "Connection refused"),
+        ("http://127.0.0.1:{}/elsewhere", b"right", -1, "(HTTP Error 404: File not found)"),
         ("http://127.0.0.1:{}/sent", b"right", 2, "2"),
         ("http://127.0.0.1:{}/sent", b"wrong", -1, "its 5 bytes do not have the"),
-    ],
-)
-def test_a_bad_download_leaves_nothing_and_the_next_is_clean(
-    name, address, sent, limit, word, server, capsys, monkeypatch
-):
-    algorithm = data.FILES[name][1]
-    rest = (algorithm, hashlib.new(algorithm, b"right").hexdigest())
-    monkeypatch.setitem(data.FILES, name, (address.format(server.server_port), *rest))
-    put("sent", sent)
-    server.limit = limit
-    message = wrong(data.fetch, name, None)
-    assert f"get it by other means, and put it as {name} into data/" in message
-    assert data.FILES[name][0] in message and "(--data-dir)" in message and word in message
-    assert os.listdir("data") == [] and f"{name}: " not in capsys.readouterr().err
+    ):
+        file = (address.format(server.server_port), algorithm, checksum)
+        monkeypatch.setitem(data.FILES, name, file)
+        put("sent", sent)
+        server.limit = limit
+        message = wrong(data.fetch, name, None)
+        assert f"{file[0]}: get it by other means, and put it as {name} into data/" in message
+        assert "(--data-dir)" in message and word in message
+        assert not any(Path("data").iterdir())
 
-    monkeypatch.setitem(data.FILES, name, (f"http://127.0.0.1:{server.server_port}/sent", *rest))
     put("sent", b"right")
-    server.limit = -1
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert data.fetch(name, None).read_bytes() == b"right"
-    assert os.listdir("data") == [name] and f"{name}: 5 bytes\r" in capsys.readouterr().err
-    # Once is enough, and what lies there is trusted.
-    put(f"data/{name}", b"mine")
-    assert data.fetch(name, None).read_bytes() == data.fetch(name, "data").read_bytes() == b"mine"
-
-
-def test_the_published_addresses_and_checksums():
-    """Typed a second time, so that a slip in one place is seen."""
-    assert [word for file in data.FILES.values() for word in file] == [
-        "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
-        "sha256",
-        "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
-        "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
-        "sha256",
-        "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
-        "http://ufldl.stanford.edu/housenumbers/train_32x32.mat",
-        "md5",
-        "e26dedcc434d2e4c54c9b2d4a06d8373",
-        "http://ufldl.stanford.edu/housenumbers/test_32x32.mat",
-        "md5",
-        "eb5a983be6a315427106f1b164d9cef3",
-        "http://cs231n.stanford.edu/tiny-imagenet-200.zip",
-        "md5",
-        "90528d7ca1a48142e341f4ef8d21d0de",
-        "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
-        "sha256",
-        "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
-        "https://mattmahoney.net/dc/enwik8.zip",
-        "sha256",
-        "547994d9980ebed1288380d652999f38a14fe291a6247c157c3d33d4932534bc",
-        "https://wikitext.smerity.com/wikitext-103-raw-v1.zip",
-        "sha256",
-        "91c00ae287f0d699e18605c84afc9e45c192bc6b7797ff8837e5474655a33794",
-    ]
+    assert [path.name for path in Path("data").iterdir()] == [name]
+    assert f"{name}: 5 bytes\r" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------------------------------
@@ -362,13 +372,16 @@ def publish(archive, root, members):
     ],
 )
 def test_cifar_in_its_binary_version(name, archive, label_bytes, folder, files):
-    records = random_bytes(len(files), 4, label_bytes + 3072)
-    publish(archive, folder, {f"{file}.bin": rows for file, rows in zip(files, records)})
-    rows = np.concatenate(records)
+    rows = random_bytes(4 * len(files), label_bytes + 3072)
+    publish(
+        archive,
+        folder,
+        {f"{file}.bin": part for file, part in zip(files, np.split(rows, len(files)))},
+    )
     for data_dir in ("packed", "loose"):
         train, train_labels, test, test_labels = data.load_images(name, data_dir=data_dir)
-        images = rows[:, label_bytes:].reshape(-1, 3, 32, 32)
-        assert len(test) == 4 and np.array_equal(torch.cat([train, test]), images)
+        assert train.shape[1:] == (3, 32, 32) and len(test) == 4
+        assert np.array_equal(torch.cat([train, test]).flatten(1), rows[:, label_bytes:])
         assert np.array_equal(torch.cat([train_labels, test_labels]), rows[:, label_bytes - 1])
 
 
@@ -376,8 +389,10 @@ def test_svhn_is_read_by_scipy_and_its_label_10_is_the_digit_0():
     savemat = pytest.importorskip("scipy.io").savemat
     images = random_bytes(10, 3, 32, 32)
     for name, step in (("train", 1), ("test", -1)):
-        y = np.arange(1, 11, dtype=np.uint8)[::step, None]
-        savemat(f"{name}_32x32.mat", {"X": images[::step].transpose(2, 3, 1, 0), "y": y})
+        savemat(
+            f"{name}_32x32.mat",
+            {"X": images[::step].transpose(2, 3, 1, 0), "y": np.arange(1, 11)[::step, None]},
+        )
     train, train_labels, test, test_labels = data.load_images("svhn", data_dir=".")
     assert np.array_equal(train, images) and np.array_equal(test, images[::-1])
     assert train_labels.tolist() == test_labels.tolist()[::-1] == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]
@@ -397,17 +412,16 @@ def test_tiny_imagenet_is_read_from_its_pictures():
         },
     }
     publish("tiny-imagenet-200.zip", "tiny-imagenet-200", members)
-    for data_dir in ("packed", "loose"):
-        train, train_labels, test, test_labels = data.load_images("tiny-imagenet", None, data_dir)
-        assert train.shape == (1000, 3, 64, 64) and test.shape == (2, 3, 64, 64)
-        is_light = torch.cat([train, test])[:, 0, 0, 0] > 100
-        assert torch.equal(is_light, torch.cat([train_labels, test_labels]) == 1)
+    train, train_labels, test, test_labels = data.load_images("tiny-imagenet", None, "packed")
+    assert train.shape == (1000, 3, 64, 64) and test.shape == (2, 3, 64, 64)
+    is_light = torch.cat([train, test])[:, 0, 0, 0] > 100
+    assert torch.equal(is_light, torch.cat([train_labels, test_labels]) == 1)
 
 
 def test_texts_have_their_usual_parts():
     """enwik8 is split 90 to 5 to 5, WikiText-103 comes in parts, and others are split 90 to 10."""
     text = random_bytes(1000).tobytes()
-    publish("enwik8.zip", ".", {"enwik8": text})
+    publish("enwik8.zip", ".", {"enwik8": text, "tinyshakespeare.txt": text})
     publish(
         "wikitext-103-raw-v1.zip",
         "wikitext-103-raw",
@@ -417,7 +431,6 @@ def test_texts_have_their_usual_parts():
             "wiki.test.raw": text[950:],
         },
     )
-    put("loose/tinyshakespeare.txt", text)
     for name, data_dir, end in (
         ("enwik8", "packed", 950),
         ("enwik8", "loose", 950),
@@ -461,9 +474,7 @@ def test_a_folder_of_pictures():
     shades = train[:, 0, 0, 0].tolist()
     assert dict(zip(shades, train_labels.tolist())) == {0: 0, 1: 0, 2: 0, 3: 1, 4: 1}
     # The first ones are of both classes.
-    assert shades != sorted(shades) and set(train_labels[:3].tolist()) == {0, 1}
-    # Only these are read.
-    put(f"my/train/{names[shades[4]]}", b"no picture")
+    assert train_labels[:3].unique().tolist() == [0, 1]
     assert torch.equal(data.load_images("my", 3, image_size=8)[0], train[:3, :, :8, :8])
 
 
@@ -493,44 +504,39 @@ def test_every_kind_of_picture_becomes_rgb(mode, color, format, expected):
     assert np.abs(pixels.reshape(3, 25).T - np.array(expected)).max() <= 1
 
 
-def test_a_picture_is_turned_as_exif_says_scaled_and_cut_in_its_center():
-    """Thirds of red, green and blue, darker above: only the green one, of 20x20, is left."""
+def test_a_picture_is_turned_as_exif_says_and_cut_in_its_center():
     Image = pytest.importorskip("PIL.Image")
-    pixels = np.repeat(np.eye(3), 20, 0)[None] * np.repeat([100, 200], 10)[:, None, None]
+    pixels = random_bytes(20, 60, 3)
     exif = Image.Exif()
     # Orientation 6: the picture is stored a quarter turned to the left.
     exif[0x0112] = 6
-    file = io.BytesIO()
-    Image.fromarray(np.rot90(pixels).astype(np.uint8)).save(file, "PNG", exif=exif)
-    found = data.decode(file, 40)
-    # At a border the colors mix over two pixels of the picture, which are four of these.
-    expected = np.array([[0, 0], [100, 200], [0, 0]])[:, :, None]
-    assert np.array_equal(found[:, [8, 31], 4:-4], expected.repeat(32, 2))
+    Image.fromarray(np.rot90(pixels)).save("turned.png", exif=exif)
+    assert np.array_equal(data.decode("turned.png", 20), pixels[:, 20:40].transpose(2, 0, 1))
 
 
 # ---------------------------------------------------------------------------------------------
 # What a training script does with images
 
 
-@pytest.mark.parametrize("size, channels, flip", [(8, 1, True), (30, 2, True), (32, 3, False)])
-def test_augmented_images_are_crops_of_the_padded_ones(size, channels, flip):
-    images = random_bytes(20, channels, size, size)
-    draws = torch.rand(20, 3, generator=torch.Generator().manual_seed(0))
-    # The first and the last crop
-    draws[:2] = torch.tensor([[0.0], [1 - 2**-24]])
-    made = data.augment(torch.from_numpy(images), draws, flip)
-    pad = size // 8
-    padded = np.pad(images, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
-    for i, (row, column, side) in enumerate(draws.tolist()):
-        top, left = int(row * (2 * pad + 1)), int(column * (2 * pad + 1))
-        crop = padded[i, :, top : top + size, left : left + size]
-        assert np.array_equal(made[i], crop[:, :, ::-1] if flip and side < 0.5 else crop)
+def test_augmented_images_are_crops_of_the_padded_ones():
+    images = random_bytes(3, 2, 16, 16)
+    # The place of a crop, from 0 to 4 in the padded picture, and whether it is mirrored
+    draws = torch.tensor([[0, 1 - 2**-24, 0.9], [0.5, 0.3, 0.4], [0.7, 0, 0.6]])
+    padded = np.pad(images, ((0, 0), (0, 0), (2, 2), (2, 2)))
+    crops = np.stack([padded[0, :, :16, 4:], padded[1, :, 2:18, 1:17], padded[2, :, 3:19, :16]])
+    assert np.array_equal(data.augment(torch.from_numpy(images), draws, flip=False), crops)
+    crops[1] = crops[1, :, :, ::-1]
+    assert np.array_equal(data.augment(torch.from_numpy(images), draws, flip=True), crops)
 
 
 def test_mean_and_std_are_those_of_numpy():
     images = random_bytes(100, 3, 4, 4)
     images[:, 1] = 7
     # A channel that is the same everywhere is not divided by zero. float32 has seven digits.
-    std = np.where([True, False, True], images.std((0, 2, 3)), 1)
     found = torch.stack(data.mean_and_std(torch.from_numpy(images)))  # (2, 3, 1, 1)
-    assert np.allclose(found[..., 0, 0], [images.mean((0, 2, 3)), std], rtol=1e-6, atol=0)
+    assert np.allclose(
+        found[..., 0, 0],
+        [images.mean((0, 2, 3)), images.std((0, 2, 3)) + [0, 1, 0]],
+        rtol=1e-6,
+        atol=0,
+    )
