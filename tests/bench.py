@@ -80,17 +80,18 @@ def matrix_products(dim, heads, batch, outer):
 
     Outside the layers there is one: with the pixels of a patch, or with the vocabulary (`outer`).
     """
-    rows = batch * TOKENS
     layer = [
-        *[((rows, dim), (dim, dim))] * 4,  # W_Q, W_K, W_V, W_proj
+        *[((batch * TOKENS, dim), (dim, dim))] * 4,  # W_Q, W_K, W_V, W_proj
         # The attention map, and what it does with the values
         ((batch * heads, TOKENS, dim // heads), (batch * heads, dim // heads, TOKENS)),
         ((batch * heads, TOKENS, TOKENS), (batch * heads, TOKENS, dim // heads)),
-        ((rows, dim), (dim, 4 * dim)),
-        ((rows, 4 * dim), (4 * dim, dim)),
+        ((batch * TOKENS, dim), (dim, 4 * dim)),
+        ((batch * TOKENS, 4 * dim), (4 * dim, dim)),
     ]
-    shapes = layer * DEPTH + [((rows, dim), (dim, outer))]
-    factors = [(torch.randn(left), torch.randn(right)) for left, right in shapes]
+    factors = [
+        (torch.randn(left), torch.randn(right))
+        for left, right in layer * DEPTH + [((batch * TOKENS, dim), (dim, outer))]
+    ]
 
     def products():
         for A, B in factors:
@@ -102,7 +103,7 @@ def matrix_products(dim, heads, batch, outer):
     return products
 
 
-def main(path, rounds=60):
+def main(path, rounds=30):
     theirs = runpy.run_path(path)
     make_steps, shapes = (
         (gpt_steps, [(128, 4), (384, 6)])
@@ -111,8 +112,11 @@ def main(path, rounds=60):
     )
     for dim, heads in shapes:
         steps = make_steps(theirs, dim, heads)
-        # Seconds (rounds, 3). The first steps are slower, which a median does not notice.
-        seconds = [[timeit(step, number=1) for step in steps] for _ in range(rounds)]
+        # Seconds (2 * rounds, 3). Of two steps beside each other, each comes first in half the
+        # rounds. The very first steps are slower, but the median hardly notices.
+        seconds = [
+            [timeit(step, number=1) for step in steps[::way]][::way] for way in [1, -1] * rounds
+        ]
         ratios = quantiles([ours / other for ours, other, _ in seconds], n=4)
         ours, _, products = map(median, zip(*seconds))
         print(
