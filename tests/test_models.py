@@ -88,7 +88,7 @@ def test_model_is_that_of_numpy(module, options):
     """All but attention, which is compared above."""
     model, batch = small_model(module, **options)
     shaken(model)
-    W = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    W = {name: parameter.detach().numpy() for name, parameter in model.named_parameters()}
     assert ("positions" in W) == (options["position"] == "learned")
     if module is vit:
         batch = batch.double()
