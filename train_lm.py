@@ -9,7 +9,7 @@ with a table that compares them.
     python train_lm.py --data my_text.txt                     your own text
     torchrun --nproc_per_node=2 train_lm.py --seed 0 1 2      two runs at a time
 
-The same command again goes on after a stop. With other seeds, rates or inits it adds them.
+After a stop, the same command resumes. With other seeds, rates or inits, it adds their runs.
 
 It reads from top to bottom: options, data, initializations, optimizer, evaluation, one training
 run, all runs.
@@ -36,7 +36,7 @@ INITS = {
     "simple": "the paper's simple form, with diagonals of about 1 and -1",
     "language": "mimetic with the signs of trained GPT-2s",
     "query-key": "mimetic for W_Q and W_K, default for W_V and W_proj",
-    "value-projection": "the other way round",
+    "value-projection": "mimetic for W_V and W_proj, default for W_Q and W_K",
 }
 
 
@@ -61,7 +61,7 @@ def make_parser():
         metavar="INIT",
         help="one or more, see below",
     )
-    add("--seed", nargs="+", type=int, default=[0], help="one or more")
+    add("--seed", nargs="+", type=int, default=[0], help="one or more: 0 1 2")
     add("--lr", nargs="+", type=float, default=[4e-3], help="peak learning rate, one or more")
     add("--data", default="pydoc", help=f"{', '.join(data.TEXTS)}, or a file of your own")
     add("--data-dir", help="a folder with the files of a data set, instead of a download")
@@ -87,7 +87,7 @@ def make_parser():
     device = "cuda" if torch.cuda.is_available() else "cpu"
     add("--device", default=device, help="where torch computes")
     add("--out", help="the run folder; without it, one in runs/")
-    add("--sample", type=int, default=200, help="bytes that the mimetic model writes")
+    add("--sample", type=int, default=200, help="bytes that a mimetic model writes")
     add("--plot", action="store_true", help="draw pictures into the run folder (needs matplotlib)")
     return parser
 
@@ -309,7 +309,7 @@ def main():
             for lr in dict.fromkeys(args.lr)
             for init in dict.fromkeys(args.init)
         ]
-        # A change of these two files is told to whoever goes on in the folder.
+        # If one of these two files has changed, resuming says so.
         folder = runs.open_folder(
             args, "lm", "loss", args.steps, text.checksum, [__file__, gpt.__file__]
         )
@@ -324,7 +324,7 @@ def main():
         for run in to_do:
             train(run, folder, args, config, text)
     except KeyboardInterrupt:
-        print("\nStopped. The same command goes on.")
+        print("\nStopped. The same command resumes.")
         raise SystemExit(130) from None
 
     # Of several processes, the one that ends last has all runs done. Without anything to do, it is

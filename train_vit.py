@@ -9,7 +9,7 @@ with a table that compares them.
     python train_vit.py --data my_pictures/                   your own pictures
     torchrun --nproc_per_node=2 train_vit.py --seed 0 1 2     two runs at a time
 
-The same command again goes on after a stop. With other seeds, rates or inits it adds them.
+After a stop, the same command resumes. With other seeds, rates or inits, it adds their runs.
 
 It reads from top to bottom: options, data, initializations, optimizer, evaluation, one training
 run, all runs.
@@ -35,7 +35,7 @@ INITS = {
     "mimetic": "mimetic initialization",
     "simple": "the paper's simple form, with diagonals of about 1 and -1",
     "query-key": "mimetic for W_Q and W_K, default for W_V and W_proj",
-    "value-projection": "the other way round",
+    "value-projection": "mimetic for W_V and W_proj, default for W_Q and W_K",
 }
 
 # The default of --augment. Other data sets have none. SVHN is not mirrored, since a mirrored digit
@@ -69,7 +69,7 @@ def make_parser():
         metavar="INIT",
         help="one or more, see below",
     )
-    add("--seed", nargs="+", type=int, default=[0], help="one or more")
+    add("--seed", nargs="+", type=int, default=[0], help="one or more: 0 1 2")
     add("--lr", nargs="+", type=float, default=[2e-3], help="peak learning rate, one or more")
     add("--data", default="shifted-digits", help=f"{', '.join(data.IMAGES)}, an .npz or a folder")
     add("--data-dir", help="a folder with the files of a data set, instead of a download")
@@ -296,7 +296,7 @@ def main():
             image_size=image_size,
             patch_size=args.patch_size,
             channels=channels,
-            classes=int(images.train_labels.max()) + 1,
+            classes=int(torch.cat([images.train_labels, images.test_labels]).max()) + 1,
             dim=args.dim,
             depth=args.depth,
             heads=args.heads,
@@ -310,7 +310,7 @@ def main():
             for lr in dict.fromkeys(args.lr)
             for init in dict.fromkeys(args.init)
         ]
-        # A change of these two files is told to whoever goes on in the folder.
+        # If one of these two files has changed, resuming says so.
         folder = runs.open_folder(
             args, "vit", "accuracy", steps, images.checksum, [__file__, vit.__file__]
         )
@@ -323,7 +323,7 @@ def main():
         for run in to_do:
             train(run, folder, args, config, images)
     except KeyboardInterrupt:
-        print("\nStopped. The same command goes on.")
+        print("\nStopped. The same command resumes.")
         raise SystemExit(130) from None
 
     # Of several processes, the one that ends last has all runs done. Without anything to do, it is

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The experiments of docs/results.md, each a command of one of the two scripts.
 #
-#     bash docs/experiments.sh text                   into runs/text; the same again goes on after a stop
+#     bash docs/experiments.sh text                   into runs/text; the same again resumes
 #     bash docs/experiments.sh text --seed 20 21      options that follow win, here other seeds
 #     RUN="torchrun --nproc_per_node=4" bash docs/experiments.sh text       four runs at a time
 #     python docs/report.py add runs/text             its finished runs into docs/results.csv
@@ -9,21 +9,21 @@
 # The data are downloaded once. (Without a network: DATA="--data-dir FOLDER", with the files there.)
 set -euo pipefail
 cd "$(dirname "$0")/.."
-name=$1
+name=${1:?give the name of an experiment}
 shift
 run=${RUN:-python}
 
 controls="--init default xavier shuffled mimetic"
 three="--init default shuffled mimetic"
 # Seeds 10 and 11 choose a rate for each init. The others are reported.
-five="--seed 10 11 0 1 2 3 4"
+seeds="--seed 10 11 0 1 2 3 4"
 cifar="train_vit.py --data cifar10 --patch-size 4 ${DATA:-}"
 small="$cifar --limit 5000"
 
 case $name in
     # Text: the Python reference
     text)                 c="train_lm.py --seed 0 1 2 3 4" ;;
-    text-rates)           c="train_lm.py --steps 1000 $controls --lr 2e-3 4e-3 8e-3 $five" ;;
+    text-rates)           c="train_lm.py --steps 1000 $controls --lr 2e-3 4e-3 8e-3 $seeds" ;;
     text-large)           c="train_lm.py --steps 1000 $three --dim 256 --depth 6 --heads 8 --context 128 --lr 2e-3 --seed 0 1 2" ;;
     shakespeare)          c="train_lm.py --data shakespeare --steps 2000 $controls --seed 0 1 2 ${DATA:-}" ;;
     # Which of the two matters, positions or stream?
@@ -38,7 +38,7 @@ case $name in
 
     # Shifted digits
     digits)               c="train_vit.py --seed 0 1 2 3 4 5 6 7 8 9" ;;
-    digits-rates)         c="train_vit.py --epochs 40 $controls --lr 1e-3 2e-3 4e-3 $five" ;;
+    digits-rates)         c="train_vit.py --epochs 40 $controls --lr 1e-3 2e-3 4e-3 $seeds" ;;
 
     # CIFAR-10, 5,000 images
     cifar)                c="$small --lr 1e-3 --seed 0 1 2 3 4" ;;

@@ -212,7 +212,7 @@ def finished_runs(folder):
             row = Result(folder.name, init, int(seed), float(lr), int(step), result)
             runs[row.init, row.seed, row.lr].append(row)
     return {
-        run: rows for run, rows in runs.items() if len(rows) == 8 or math.isnan(rows[-1].result)
+        run: rows for run, rows in runs.items() if len(rows) % 8 == 0 or math.isnan(rows[-1].result)
     }
 
 

@@ -171,7 +171,8 @@ def load_images(data, limit=None, data_dir=None, image_size=None):
       None, and the center is cut out. Classes are numbered in the order of their names.
 
     With `limit` only the first `limit` training images are used. Those of a folder and of Tiny
-    ImageNet are in an order that is mixed, and the same every time. Raises ValueError or OSError.
+    ImageNet are in an order that is mixed, and the same every time. Those of an .npz are in its own
+    order. Raises ValueError or OSError.
     """
     is_folder = data not in IMAGES and os.path.isdir(data)
     check(
@@ -530,7 +531,7 @@ def load_text(data, context, data_dir=None):
 def checksum(*arrays):
     """A number that tells data from others: the CRC-32 of the bytes of all arrays.
 
-    Of a huge array it takes only the first 256 MB, to be quick.
+    Of a huge array it takes only the first 2**28 entries, to be quick.
     """
     crc = 0
     for array in arrays:

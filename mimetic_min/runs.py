@@ -30,11 +30,12 @@ from pathlib import Path
 import torch
 
 # torchrun sets these.
-RANK = int(os.environ.get("RANK", 0))
 WORLD_SIZE = int(os.environ.get("WORLD_SIZE", 1))
+# Job arrays often count from 1: then the last one trains the first run.
+RANK = int(os.environ.get("RANK", 0)) % WORLD_SIZE
 
 # Options that may change in a folder. The first three choose its runs. The others belong to the
-# machine, and no figure depends on them.
+# machine: only rounding depends on them. (On CUDA, matrix products are rounded to bfloat16.)
 FREE = ("init", "seed", "lr", "device", "data_dir", "out", "plot", "sample")
 
 # How a result is shown: 67.7%, or 1.234 nats per byte. And its columns in the closing table, each a
@@ -75,7 +76,7 @@ class Run:
 
     def __post_init__(self):
         if not (0 <= self.seed < 2**63 and 0 < self.lr < math.inf):
-            raise ValueError("--seed must be 0 or more, and --lr above 0 and finite")
+            raise ValueError("--seed must be from 0 to 2**63 - 1, and --lr above 0 and finite")
 
     def __str__(self):
         return f"{self.init}-seed{self.seed}-lr{self.lr}"
@@ -89,8 +90,9 @@ class Folder:
     """The run folder `path`, new or not, for runs of `steps` steps.
 
     `metric` is the result, in the last column of the log: "accuracy" (0 to 1) or "loss" (nats per
-    byte). `code` is a checksum of the code, whose change the user is told. Raises ValueError, and
-    leaves the folder as it is, if it was made with other `options` or holds something else.
+    byte). `code` is a checksum of the code: a change of it is reported. Leaves the folder as it is,
+    and raises FileExistsError, if it was made with other `options` or is no run folder; or
+    ValueError, if a file in it is damaged.
     """
 
     def __init__(self, path, metric, steps, options, code):
@@ -102,14 +104,9 @@ class Folder:
 
         path.mkdir(parents=True, exist_ok=True)
         names = {file.name for file in path.iterdir() if file.suffix != ".tmp"}
-        if "options.json" not in names and names - {"log.csv"}:
-            raise ValueError(f"{path} has files, but it is no run folder")
-        # Two processes may begin together: the first one makes a file, and both use it. The log
-        # comes first, since rows are added to it as soon as there are options.
-        create(self.log, header)
-        text = self.log.read_bytes()
-        if not text.startswith(header.encode()):
-            raise ValueError(f"{self.log} is damaged, or of another script")
+        if names and "options.json" not in names:
+            raise FileExistsError(f"{path} has files, but it is no run folder; give another --out")
+        # Two processes may begin together: the first one makes a file, and both use it.
         create(path / "options.json", json.dumps({"code": code, **options}, indent=1))
         try:
             there = json.loads((path / "options.json").read_text())
@@ -121,9 +118,15 @@ class Folder:
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}/options.json is damaged, or of another script") from error
         if other:
-            raise ValueError(f"{path} has other options: {', '.join(other)}")
+            raise FileExistsError(
+                f"{path} has other options: {', '.join(other)}; give another --out"
+            )
         if there.get("code") != code:
-            print(f"The code has changed since {path} was made. What is finished there stays.")
+            print(f"The code has changed since {path} was made. Finished runs are of the old code.")
+        create(self.log, header)
+        text = self.log.read_bytes()
+        if not text.startswith(header.encode()):
+            raise ValueError(f"{self.log} is not a log of this script, or is damaged")
         # A power cut can leave half a row. The checkpoint of its run has the whole one.
         if not text.endswith(b"\n"):
             os.truncate(self.log, text.rfind(b"\n") + 1)
@@ -149,8 +152,8 @@ class Folder:
         if not path.exists():
             return {"step": 0, "rows": []}
         # What is raised depends on the damage. torch does not look at the checksums in its files.
-        with suppress(Exception):
-            if zipfile.ZipFile(path).testzip() is None:
+        with open(path, "rb") as file, suppress(Exception):
+            if zipfile.ZipFile(file).testzip() is None:
                 return torch.load(path, map_location="cpu", weights_only=True)
         raise ValueError(f"{path} is damaged; delete it, and the same command trains it again")
 
@@ -223,8 +226,7 @@ def open_folder(args, kind, metric, steps, checksum, code):
     """The Folder of these options: --out, or the first of runs/KIND-DATA, runs/KIND-DATA-2, ...
     that is new or has the same options.
 
-    `checksum` is that of the data, and `code` the files of the code. Raises ValueError as Folder
-    does.
+    `checksum` is that of the data, and `code` the files of the code. Raises errors as Folder does.
     """
     options = {name: value for name, value in vars(args).items() if name not in FREE}
     options["checksum of the data"] = checksum
@@ -233,7 +235,7 @@ def open_folder(args, kind, metric, steps, checksum, code):
         return Folder(Path(args.out), metric, steps, options, code)
     for suffix in ["", *(f"-{number}" for number in range(2, 10_000))]:
         path = Path("runs", f"{kind}-{Path(args.data).stem}{suffix}")
-        with suppress(ValueError):
+        with suppress(FileExistsError):
             return Folder(path, metric, steps, options, code)
 
 
@@ -265,7 +267,7 @@ def table(rows, metric):
     for row in rows:
         result = row[metric] if is_finite(row) else math.nan
         results.setdefault((row["init"], row["lr"]), []).append(result)
-    lines = [["init", "lr", *SHOWN[metric], "minus default", "mimetic minus it"]]
+    lines = [["init", "lr", *SHOWN[metric], "minus default", "mimetic minus this"]]
     for (init, lr), values in results.items():
         means = [
             spread([factor * value for value in values], STYLE[metric])

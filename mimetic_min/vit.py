@@ -30,7 +30,7 @@ from torch import nn
 # The method. A product of two weights should be near a target, alpha Z + beta I. Make the target,
 # then split it into two factors.
 
-# All draws are made on the CPU and in float32, so that a seed gives the same for every model.
+# The method draws on the CPU and in float32, so that a seed gives the same for every model.
 ON_CPU = {"device": "cpu", "dtype": torch.float32}
 
 
@@ -107,7 +107,7 @@ class Attention(nn.Module):
 
     def queries_and_keys(self, x):
         """From x (batch, tokens, dim) to q and k, both (batch, heads, tokens, head_dim)."""
-        # With the heads side by side, one product computes all of them: it has a (dim, dim) matrix.
+        # With the heads side by side, one product with a (dim, dim) matrix computes all of them.
         q = x @ self.W_Q.transpose(0, 1).flatten(1)
         k = x @ self.W_K.transpose(0, 1).flatten(1)
         return self.split_heads(q), self.split_heads(k)
@@ -195,9 +195,8 @@ class Attention(nn.Module):
 
         Call it after `mimetic_init_`. The products keep their entries, singular values, norms and
         rank. They lose only the alignment of rows with columns: the diagonal, and with it symmetry
-        and eigenvalues. Each head has an order of its own. So what mimetic is better than shuffled
-        is what the alignment is worth, and what shuffled is better than default is what the size of
-        the weights is worth.
+        and eigenvalues. Each head has an order of its own. So mimetic minus shuffled
+        is what the alignment is worth, and shuffled minus default is what larger weights are worth.
         """
         # The columns of a product are those of its second factor: W_K^T of a head, or W_proj.
         for factor in (*self.W_K.mT, self.W_proj):
@@ -254,7 +253,7 @@ def sincos(positions, dim):
     """From positions (n,) to their sines and cosines (n, dim).
 
     As in Attention Is All You Need, section 3.5, but all sines come first. There are dim/2
-    wavelengths, from 2 pi up towards 2 pi * 10,000. Nearby positions have similar rows. So with
+    wavelengths, from 2 pi up toward 2 pi * 10,000. Nearby positions have similar rows. So with
     W_Q W_K^T near I, a token attends to its neighbors.
     """
     frequencies = 10_000 ** -(torch.arange(dim // 2) / (dim // 2))
@@ -272,7 +271,7 @@ def sincos_2d(grid, dim):
 
 
 class Block(nn.Module):
-    """Attention and an MLP. Each reads LayerNorm(x) and adds its answer to x."""
+    """Attention and an MLP. Each reads LayerNorm(x) and adds its output to x."""
 
     def __init__(self, dim, heads):
         super().__init__()

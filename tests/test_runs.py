@@ -69,7 +69,7 @@ def test_ctrl_c_loses_only_what_came_after_the_newest_checkpoint(
     monkeypatch.setattr(runs, "time", Mock(monotonic=clock))
     call(task, "--init mimetic --out whole")
     assert call(task, "--init mimetic --out run") == 130
-    assert capsys.readouterr().out.endswith("\nStopped. The same command goes on.\n")
+    assert capsys.readouterr().out.endswith("\nStopped. The same command resumes.\n")
     assert call(task, "--init mimetic --out run") is None
     assert clip.call_count == 16 + 8 + (16 - kept)
     assert figures("run") == figures("whole")
@@ -152,9 +152,19 @@ CHECKPOINT = Path("run", "mimetic-seed0-lr0.001.pt")
         (lambda: OPTIONS.write_bytes(b"\xff junk"), "", 2, f"{OPTIONS} is damaged"),
         (lambda: OPTIONS.write_bytes(b"[1, 2]"), "", 2, f"{OPTIONS} is damaged"),
         (lambda: torch.save(Bomb(), OPTIONS), "", 2, f"{OPTIONS} is damaged"),
-        (lambda: LOG.write_bytes(b""), "", 2, f"{LOG} is damaged"),
-        (lambda: LOG.write_bytes(b"\xff junk\n"), "", 2, f"{LOG} is damaged"),
-        (lambda: torch.save(Bomb(), LOG), "", 2, f"{LOG} is damaged"),
+        (lambda: LOG.write_bytes(b""), "", 2, f"{LOG} is not a log of this script, or is damaged"),
+        (
+            lambda: LOG.write_bytes(b"\xff junk\n"),
+            "",
+            2,
+            f"{LOG} is not a log of this script, or is damaged",
+        ),
+        (
+            lambda: torch.save(Bomb(), LOG),
+            "",
+            2,
+            f"{LOG} is not a log of this script, or is damaged",
+        ),
         # Another folder, or other options or data than those of the folder
         (lambda: OPTIONS.unlink(), "", 2, "run has files, but it is no run folder"),
         (lambda: None, "--dim 16 --seed 1", 2, "run has other options: dim is 8 there and 16 here"),
@@ -200,8 +210,7 @@ def test_a_process_that_is_overtaken_while_it_makes_a_folder_keeps_what_is_there
     )
     monkeypatch.setattr(os, "link", link)
     assert call("lm", "--out run") is None
-    # The log comes first: whoever finds options adds rows to it.
-    assert [Path(call.args[1]).name for call in link.call_args_list] == ["log.csv", "options.json"]
+    assert [Path(call.args[1]).name for call in link.call_args_list] == ["options.json", "log.csv"]
     assert figures("run") == figures("whole")
 
 

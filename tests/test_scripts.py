@@ -250,7 +250,7 @@ def test_help_explains_every_init_and_shows_every_default(task, capsys, monkeypa
         ("vit lm", "--init mimik", "invalid choice: 'mimik'"),
         ("vit lm", "--position rope", "invalid choice: 'rope'"),
         ("lm", "--stream wide", "invalid choice: 'wide'"),
-        ("vit lm", "--seed -1", "--seed must be 0 or more"),
+        ("vit lm", "--seed -1", "--seed must be from 0 to 2**63 - 1"),
         ("vit lm", "--seed 1.5", "invalid int value"),
         ("vit lm", "--lr 0", "--lr above 0 and finite"),
         ("vit lm", "--lr nan", "--lr above 0 and finite"),
