@@ -72,8 +72,9 @@ DIGITS = [
 ]
 CIFAR = [
     ("5,000 images, 20 epochs", "cifar", 1e-3, "accuracy"),
-    ("the same, rate 0.0005", "cifar-rates", 5e-4, "accuracy"),
-    ("the same, rate 0.002", "cifar-rates", 2e-3, "accuracy"),
+    ("seeds 10 and 11, rate 0.0005", "cifar-rates", 5e-4, "accuracy"),
+    ("seeds 10 and 11, rate 0.001", "cifar-rates", 1e-3, "accuracy"),
+    ("seeds 10 and 11, rate 0.002", "cifar-rates", 2e-3, "accuracy"),
     ("50,000 images, 10 epochs", "cifar-all", 1e-3, "accuracy"),
     ("50,000 images, 30 epochs, ViT-Tiny", "vit-tiny", 1e-3, "accuracy"),
 ]
@@ -390,7 +391,7 @@ def init_panels(panels, rows, x):
         lines = []
         for init in INITS:
             points = defaultdict(list)
-            for row in rows:
+            for row in sorted(rows, key=lambda row: getattr(row, x)):
                 if row[:2] == (experiment, init) and lr in (None, row.lr):
                     points[getattr(row, x)].append(factor * row.result)
             lines.append((init, points, plot.STYLES[init]))
