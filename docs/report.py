@@ -56,14 +56,14 @@ TEXT = [
     ("Tiny Shakespeare, 2,000 steps", "shakespeare", 4e-3, "loss"),
 ]
 POSITIONS = [
-    ("sines and cosines, unit stream, rate 0.001", "sincos-unit", 1e-3, "loss"),
-    ("sines and cosines, unit stream, rate 0.004", "sincos-unit", 4e-3, "loss"),
-    ("learned positions, unit stream, rate 0.001", "learned-unit", 1e-3, "loss"),
-    ("learned positions, unit stream, rate 0.004", "learned-unit", 4e-3, "loss"),
-    ("sines and cosines, GPT-2's stream, rate 0.001", "sincos-gpt2", 1e-3, "loss"),
-    ("sines and cosines, GPT-2's stream, rate 0.004", "sincos-gpt2", 4e-3, "loss"),
-    ("learned positions, GPT-2's stream, rate 0.001", "learned-gpt2", 1e-3, "loss"),
-    ("learned positions, GPT-2's stream, rate 0.004", "learned-gpt2", 4e-3, "loss"),
+    ("sincos, unit, rate 0.001", "sincos-unit", 1e-3, "loss"),
+    ("sincos, unit, rate 0.004", "sincos-unit", 4e-3, "loss"),
+    ("learned, unit, rate 0.001", "learned-unit", 1e-3, "loss"),
+    ("learned, unit, rate 0.004", "learned-unit", 4e-3, "loss"),
+    ("sincos, gpt2, rate 0.001", "sincos-gpt2", 1e-3, "loss"),
+    ("sincos, gpt2, rate 0.004", "sincos-gpt2", 4e-3, "loss"),
+    ("learned, gpt2, rate 0.001", "learned-gpt2", 1e-3, "loss"),
+    ("learned, gpt2, rate 0.004", "learned-gpt2", 4e-3, "loss"),
 ]
 DIGITS = [
     ("20 epochs", "digits", 2e-3, "accuracy"),
