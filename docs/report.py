@@ -52,7 +52,6 @@ GAINS = [("mimetic", "default"), ("mimetic", "shuffled")]
 TEXT = [
     ("500 steps", "text", 4e-3, "loss"),
     ("1,000 steps, best rate", "text-rates", "best", "loss"),
-    ("larger model, 1,000 steps", "text-large", 2e-3, "loss"),
     ("Tiny Shakespeare, 2,000 steps", "shakespeare", 4e-3, "loss"),
 ]
 POSITIONS = [
@@ -84,7 +83,6 @@ FIRST = [
 ]
 SUMMARY = [
     ("text, 1,000 steps", "text-rates", 4e-3, "loss"),
-    ("text, larger model, 1,000 steps", "text-large", 2e-3, "loss"),
     ("Tiny Shakespeare, 2,000 steps", "shakespeare", 4e-3, "loss"),
     ("shifted digits, 40 epochs", "digits-rates", 2e-3, "accuracy"),
     ("CIFAR-10, 5,000 images, 20 epochs", "cifar", 1e-3, "accuracy"),
