@@ -48,7 +48,7 @@ CHOOSING = {10, 11}
 INITS = ["off", "default", "xavier", "shuffled", "mimetic"]
 GAINS = [("mimetic", "default"), ("mimetic", "shuffled")]
 
-# The lines of the tables that compare inits: first cell, experiments, rate or "best", metric.
+# The lines of the tables that compare inits: first cell, experiment, rate or "best", metric.
 TEXT = [
     ("500 steps", "text", 4e-3, "loss"),
     ("1,000 steps, best rate", "text-rates", "best", "loss"),
@@ -248,15 +248,15 @@ def add(*folders):
 # Tables
 
 
-def select(results, experiments, lr, metric):
+def select(results, experiment, lr, metric):
     """The results that are reported: {init: {seed: result}}; and the rate of each init.
 
-    `experiments` are names with spaces between them. With the rate "best", each init has its own.
-    The seeds that choose it are left out, here and in all tables, unless there are no others.
+    With the rate "best", each init has its own. The seeds that choose it are left out, here and in
+    all tables, unless there are no others.
     """
     found = defaultdict(lambda: defaultdict(dict))
     for row in results:
-        if row.experiment in experiments.split():
+        if row.experiment == experiment:
             found[row.init][row.lr][row.seed] = row.result
     selected = defaultdict(dict)
     chosen = {}
@@ -299,10 +299,10 @@ def init_table(results, title, lines, inits, gains):
     table = [
         [title, "experiment", "seeds", *inits, *(f"{init} minus {base}" for init, base in gains)]
     ]
-    for name, experiments, lr, metric in lines:
-        selected, chosen = select(results, experiments, lr, metric)
+    for name, experiment, lr, metric in lines:
+        selected, chosen = select(results, experiment, lr, metric)
         seeds = max(len(selected[init]) for init in inits)
-        cells = [name, f"`{experiments}`", str(seeds or "not measured yet")]
+        cells = [name, f"`{experiment}`", str(seeds or "not measured yet")]
         for init in inits:
             text = show(selected[init], metric)
             if text and lr == "best":

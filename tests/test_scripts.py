@@ -282,8 +282,13 @@ def test_help_explains_every_init_and_shows_every_default(task, capsys, monkeypa
         ("vit lm", "--device cuda:99", "no device cuda:99"),
         ("vit lm", "--data nothing", "nothing cannot be read"),
         ("lm", "--data folder", "folder cannot be read"),
-        # Without Pillow, that is what it says.
-        ("vit", "--data folder", "folder hold" if not find_spec("PIL") else "folder must hold"),
+        (
+            "vit",
+            "--data folder",
+            "folder must hold the folders train and test"
+            if find_spec("PIL")
+            else "folder holds pictures, which need Pillow",
+        ),
         ("vit lm", "--data empty", "empty"),
         ("vit", "--data cifar10 --data-dir folder", "cifar-10-binary.tar.gz"),
         ("lm", "--data enwik8 --data-dir folder", "enwik8.zip"),
