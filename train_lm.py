@@ -309,9 +309,9 @@ def main():
             for lr in dict.fromkeys(args.lr)
             for init in dict.fromkeys(args.init)
         ]
-        # If one of these two files has changed, resuming says so.
+        # If one of these files has changed, resuming says so.
         folder = runs.open_folder(
-            args, "lm", "loss", args.steps, text.checksum, [__file__, gpt.__file__]
+            args, "lm", "loss", args.steps, text.checksum, [__file__, gpt.__file__, data.__file__]
         )
         to_do = folder.to_do(all_runs)
     except (ValueError, OSError) as error:

@@ -310,9 +310,9 @@ def main():
             for lr in dict.fromkeys(args.lr)
             for init in dict.fromkeys(args.init)
         ]
-        # If one of these two files has changed, resuming says so.
+        # If one of these files has changed, resuming says so.
         folder = runs.open_folder(
-            args, "vit", "accuracy", steps, images.checksum, [__file__, vit.__file__]
+            args, "vit", "accuracy", steps, images.checksum, [__file__, vit.__file__, data.__file__]
         )
         to_do = folder.to_do(all_runs)
     except (ValueError, OSError) as error:

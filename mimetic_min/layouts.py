@@ -64,18 +64,13 @@ class Layout(NamedTuple):
     beside: dict = {}
 
 
-PROJ = ("q_proj.weight", "k_proj.weight", "v_proj.weight")
 VIT_PYTORCH = {"norm": nn.LayerNorm, "attend": nn.Softmax}
 
 OWN = Layout(("W_Q", "W_K", "W_V", "W_proj"))
 
 LAYOUTS = [
-    # torch.nn.MultiheadAttention; with keys or values of another width, which is always refused
+    # torch.nn.MultiheadAttention
     Layout(("in_proj_weight", "out_proj.weight")),
-    Layout(
-        ("q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj.weight"),
-        beside={"in_proj_bias": nn.Parameter},
-    ),
     # timm, DINO, MAE, DINOv2
     Layout(("qkv.weight", "proj.weight")),
     # vit-pytorch, with dropout after the projection and without it
@@ -97,8 +92,8 @@ LAYOUTS = [
         beside={"output.LayerNorm": nn.LayerNorm},
     ),
     # Hugging Face: CLIP, SigLIP, the encoder of Whisper; then ViT in transformers 5, SmolLM2
-    Layout((*PROJ, "out_proj.weight")),
-    Layout((*PROJ, "o_proj.weight")),
+    Layout(("q_proj.weight", "k_proj.weight", "v_proj.weight", "out_proj.weight")),
+    Layout(("q_proj.weight", "k_proj.weight", "v_proj.weight", "o_proj.weight")),
     # This project
     OWN,
 ]
@@ -163,6 +158,7 @@ def mimetic_init_(attention, qk_alpha=0.7, qk_beta=0.7, vp_alpha=0.4, vp_beta=-0
     Raises ValueError, and changes nothing, for a strength out of range and for a module that
     `read` refuses.
     """
+    # These weights share the module's memory. So they are set where they are.
     weights, biases = find(attention)
     weights.mimetic_init_(qk_alpha, qk_beta, vp_alpha, vp_beta, generator)
     for bias in biases:
@@ -172,7 +168,8 @@ def mimetic_init_(attention, qk_alpha=0.7, qk_beta=0.7, vp_alpha=0.4, vp_beta=-0
 @torch.no_grad()
 def read(attention):
     """The weights of one self-attention module, as an Attention: a copy of the same dtype, on the
-    same device. Biases are left out.
+    same device. Biases are left out. `causal` is the module's own attribute of that name, or else
+    True in GPT-2's layout alone.
 
     Raises ValueError for a module that is not in the table; for anything in it besides the four
     weights, their biases, dropout and causal masks; for fewer key-value heads than heads; and for
@@ -252,6 +249,8 @@ def obstacles(attention, row, tensors, more):
         yield f"{some(shared)} share memory"
 
     more += [name for name, buffer in attention.named_buffers() if not is_causal_mask(buffer)]
+    # This option of torch.nn.MultiheadAttention adds a key and a value of zeros.
+    more += [name for name in ("add_zero_attn",) if getattr(attention, name, False)]
     more = [name for name in more if not {name, name.rpartition(".")[0]} & row.beside.keys()]
     if more:
         yield f"besides its four weights, their biases and causal masks it holds {some(more)}"
@@ -315,7 +314,7 @@ def read_checkpoint(path, heads=None):
         raise ValueError(
             f"{path}: reading it needs safetensors: pip install safetensors"
         ) from error
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, OSError) as error:
         raise ValueError(f"{path}: {error}") from error
     except Exception as error:
         # A file that is something else makes torch and safetensors raise nearly anything.
@@ -359,8 +358,8 @@ def read_layer(tensors, prefix, row, heads):
             weights[name] = by_heads.repeat_interleave(heads // len(by_heads), dim=0).flatten(0, 1)
 
     # LayerScale multiplies the coordinates that come out, which are the rows of an nn.Linear.
-    block = prefix.removesuffix(".").rpartition(".")[0]
-    for name in (".layer_scale1.lambda1", ".ls1.gamma"):
-        if block + name in tensors:
-            weights[row.weights[-1]] = W_proj * tensors[block + name].float()[:, None]
+    block, dot, _ = prefix.removesuffix(".").rpartition(".")
+    for name in (f"{block}{dot}layer_scale1.lambda1", f"{block}{dot}ls1.gamma"):
+        if name in tensors:
+            weights[row.weights[-1]] = W_proj * tensors[name].float()[:, None]
     return as_attention(row, weights, heads, copy=True)

@@ -2,7 +2,7 @@
 
     options.json                     the options that all runs of the folder share
     mimetic-seed0-lr0.002.pt         the newest checkpoint of a run; at its end, the trained weights
-    log.csv                          a row for each evaluation of a run, eight in all
+    log.csv                          a row for each evaluation of a run, eight if it has the steps
 
 A run can be stopped at any moment, even by a kill. The same command again goes on from the newest
 checkpoint. On a CPU with the same number of threads, it comes to the same figures to the bit, since
@@ -58,7 +58,9 @@ def use_device(name):
     # What is raised for a missing device depends on the device.
     with suppress(Exception):
         if name == "cuda":
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+            torch.cuda.set_device(
+                int(os.environ.get("LOCAL_RANK", RANK)) % torch.cuda.device_count()
+            )
         return torch.ones(1, device=name).device
     raise ValueError(f"torch finds no device {name} here")
 
@@ -122,12 +124,12 @@ class Folder:
                 f"{path} has other options: {', '.join(other)}; give another --out"
             )
         if there.get("code") != code:
-            print(f"The code has changed since {path} was made. Finished runs are of the old code.")
+            print(f"The code has changed since {path} was made. Its runs are of the old code.")
         create(self.log, header)
         text = self.log.read_bytes()
         if not text.startswith(header.encode()):
             raise ValueError(f"{self.log} is not a log of this script, or is damaged")
-        # A power cut can leave half a row. The checkpoint of its run has the whole one.
+        # A stop can leave half a row. The checkpoint of its run has the whole one.
         if not text.endswith(b"\n"):
             os.truncate(self.log, text.rfind(b"\n") + 1)
 
@@ -175,7 +177,8 @@ class Folder:
     def keep(self, run, step, model, optimizer, train_loss, result=None):
         """After each step: a checkpoint, a row and a line, as they are due.
 
-        `result` is that of an evaluation. Returns False if it or the loss is not finite.
+        `result` is that of an evaluation. Returns False if it is an evaluation whose loss or
+        result is not finite.
         """
         # On a terminal, one line is overwritten between the evaluations.
         clear = "\r\033[K" if sys.stdout.isatty() and WORLD_SIZE == 1 else ""

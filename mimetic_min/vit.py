@@ -147,7 +147,7 @@ class Attention(nn.Module):
         """Set W_Q and W_K: each head's W_Q W_K^T is as near its target as rank head_dim allows.
 
         The cut to that rank keeps only part of the diagonal. With dim 192, 3 heads, and alpha and
-        beta of 0.7, the diagonal has a mean of 0.39.
+        beta of 0.7, the diagonal has a mean of 0.39. With alpha 0, all heads would be equal.
         """
         check_strengths(alpha=alpha, beta=beta)
         heads, dim, head_dim = self.W_Q.shape
@@ -177,10 +177,10 @@ class Attention(nn.Module):
 
     @torch.no_grad()
     def simple_init_(self, qk_sign, vp_sign, generator=None):
-        """The paper's simple form: W_Q W_K^T is about qk_sign I, and W_V W_proj about vp_sign I.
+        """The paper's simple form: the products are qk_sign I and vp_sign I, with noise.
 
         It needs no decomposition. If the entries of a random Z have variance 1/columns, the mean of
-        Z Z^T is I, and one draw is I with noise. Only the sign can be chosen, 1 or -1.
+        Z Z^T is I. Only the sign can be chosen, 1 or -1.
         """
         Z = torch.randn(self.W_Q.shape, generator=generator, **ON_CPU) / sqrt(self.W_Q.shape[-1])
         self.W_Q.copy_(Z)
@@ -195,8 +195,9 @@ class Attention(nn.Module):
 
         Call it after `mimetic_init_`. The products keep their entries, singular values, norms and
         rank. They lose only the alignment of rows with columns: the diagonal, and with it symmetry
-        and eigenvalues. Each head has an order of its own. So mimetic minus shuffled
-        is what the alignment is worth, and shuffled minus default is what larger weights are worth.
+        and eigenvalues. So mimetic minus shuffled is what the alignment is worth, and shuffled
+        minus default is what larger weights are worth. Each head has an order of its own for
+        W_Q W_K^T.
         """
         # The columns of a product are those of its second factor: W_K^T of a head, or W_proj.
         for factor in (*self.W_K.mT, self.W_proj):
@@ -206,7 +207,7 @@ class Attention(nn.Module):
     # Two usual initializations, to compare with
 
     def default_init_(self):
-        """Every entry N(0, 0.02^2), as in timm. (The GPT in gpt.py makes W_proj smaller.)"""
+        """Every entry N(0, 0.02^2), as in timm. (The GPT makes W_proj smaller.)"""
         for W in self.parameters():
             nn.init.normal_(W, std=0.02)
 

@@ -222,6 +222,10 @@ REFUSED = {
     "another module": (lambda: nn.TransformerEncoderLayer(DIM, HEADS), "self_attn.in_proj_weight"),
     "other names": (lambda: StandIn(("queries", "proj")), "queries.weight.*README"),
     "bias_k": (lambda: nn.MultiheadAttention(DIM, HEADS, add_bias_kv=True), "bias_k"),
+    "add_zero_attn": (
+        lambda: nn.MultiheadAttention(DIM, HEADS, add_zero_attn=True),
+        "add_zero_attn",
+    ),
     "LoRA around a layer": (
         lambda: put(
             nn.MultiheadAttention(DIM, HEADS),
@@ -249,7 +253,7 @@ REFUSED = {
     ),
     "a constant": (lambda: StandIn(TIMM, more={"table": nn.Buffer(ONES)}), "table"),
     "key-value heads": (lambda: StandIn(LLAMA, widths=[DIM, 4, 4]), "key-value heads"),
-    "kdim": (lambda: nn.MultiheadAttention(DIM, HEADS, kdim=8, vdim=8), "k_proj_weight.*wide"),
+    "kdim": (lambda: nn.MultiheadAttention(DIM, HEADS, kdim=8, vdim=8), "k_proj_weight"),
     "dim_head": (
         lambda: StandIn(("to_qkv", "to_out"), widths=[72], more={"to_out": nn.Linear(24, DIM)}),
         "to_qkv.weight is .72, 12.*wide",
@@ -365,15 +369,19 @@ def test_a_run_of_this_project_knows_its_heads():
 
 
 @pytest.mark.parametrize(
-    "names, attention, factors",
-    [(VIT, "attention", "layer_scale1.lambda1"), (TIMM, "attn", "ls1.gamma")],
+    "names, block, attention, factors",
+    [
+        (VIT, "layer.0.", "attention", "layer_scale1.lambda1"),
+        (TIMM, "blocks.0.", "attn", "ls1.gamma"),
+        (TIMM, "", "attn", "ls1.gamma"),
+    ],
 )
-def test_layer_scale_is_part_of_the_projection(names, attention, factors):
+def test_layer_scale_is_part_of_the_projection(names, block, attention, factors):
     """Here in a .safetensors. What is read is in float32, whatever the file has."""
     safetensors = pytest.importorskip("safetensors.torch")
     module = StandIn(names).half()
     scale = torch.rand(DIM)
-    content = named(f"layer.0.{attention}.", module) | {f"layer.0.{factors}": scale}
+    content = named(f"{block}{attention}.", module) | {block + factors: scale}
     safetensors.save_file(content, "file.safetensors")
     (layer,) = layouts.read_checkpoint("file.safetensors", HEADS)
     expected = layouts.read(module.float())
@@ -397,7 +405,7 @@ TIMM_STATE = named("blocks.0.attn.", StandIn(TIMM))
 @pytest.mark.parametrize(
     "content, heads, words",
     [
-        (None, 3, "FileNotFoundError"),
+        (None, 3, "No such file"),
         (b"no weights", 3, "cannot be read as weights"),
         ({"model": TIMM_STATE, "args": Namespace(lr=1)}, 3, r"weights_only.*state_dict\(\)"),
         ([1, 2], 3, "cannot be read as weights"),

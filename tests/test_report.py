@@ -59,6 +59,8 @@ def test_add_takes_what_is_finished_and_takes_it_once(tmp_path, monkeypatch):
     run = Run("mimetic", 0, 0.1)
     log = [
         "the header",
+        # Trained anew later.
+        "mimetic,0,0.1,1,1.5,0.7",
         *(f"mimetic,0,0.1,{step},1.5,0.{step}" for step in range(1, 9)),
         # Not finished.
         *(f"xavier,0,0.1,{step},1.5,0.{step}" for step in range(1, 8)),
