@@ -85,7 +85,7 @@ SUMMARY = [
     ("text, 1,000 steps, rate 0.004", "text-rates", 4e-3, "loss"),
     ("Tiny Shakespeare, 2,000 steps, rate 0.004", "shakespeare", 4e-3, "loss"),
     ("shifted digits, 40 epochs, rate 0.002", "digits-rates", 2e-3, "accuracy"),
-    ("CIFAR-10, 5,000 images, 20 epochs, rate 0.001", "cifar", 1e-3, "accuracy"),
+    ("CIFAR-10, 5,000 images, 20 epochs, rate 0.002", "cifar-rates", 2e-3, "accuracy"),
     ("CIFAR-10, 50,000 images, 10 epochs, rate 0.001", "cifar-all", 1e-3, "accuracy"),
 ]
 
