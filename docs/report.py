@@ -204,9 +204,11 @@ def finished_runs(folder):
             row = Result(folder.name, init, int(seed), float(lr), int(step), result)
             # A run that was trained again has two rows for a step. The later one counts.
             runs[row.init, row.seed, row.lr][row.step] = row
-    runs = {run: [*rows.values()] for run, rows in runs.items()}
+    evaluations = {run: [*by_step.values()] for run, by_step in runs.items()}
     return {
-        run: rows for run, rows in runs.items() if len(rows) == 8 or math.isnan(rows[-1].result)
+        run: rows
+        for run, rows in evaluations.items()
+        if len(rows) == 8 or math.isnan(rows[-1].result)
     }
 
 

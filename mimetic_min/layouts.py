@@ -69,8 +69,12 @@ VIT_PYTORCH = {"norm": nn.LayerNorm, "attend": nn.Softmax}
 OWN = Layout(("W_Q", "W_K", "W_V", "W_proj"))
 
 LAYOUTS = [
-    # torch.nn.MultiheadAttention
+    # torch.nn.MultiheadAttention; with keys or values of another width, which are refused for it
     Layout(("in_proj_weight", "out_proj.weight")),
+    Layout(
+        ("q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj.weight"),
+        beside={"in_proj_bias": nn.Parameter},
+    ),
     # timm, DINO, MAE, DINOv2
     Layout(("qkv.weight", "proj.weight")),
     # vit-pytorch, with dropout after the projection and without it
@@ -127,10 +131,9 @@ def as_attention(row, tensors, heads, copy):
         if row is not OWN:
             # From (dim, dim), with the columns of a head side by side, to (heads, dim, head_dim).
             W_Q, W_K = (W.unflatten(1, (heads, -1)).transpose(0, 1) for W in (W_Q, W_K))
-        weights = {"W_Q": W_Q, "W_K": W_K, "W_V": W_V, "W_proj": W_proj}
         weights = {
             name: W.clone(memory_format=torch.contiguous_format) if copy else W.detach()
-            for name, W in weights.items()
+            for name, W in zip(OWN.weights, (W_Q, W_K, W_V, W_proj))
         }
         # It compares the shapes. With `assign` it copies nothing itself.
         attention.load_state_dict(weights, assign=True)
@@ -247,10 +250,11 @@ def obstacles(attention, row, tensors, more):
     shared = [name for name, where in zip(tensors, memory) if memory.count(where) > 1]
     if shared:
         yield f"{some(shared)} share memory"
+    # An option of torch.nn.MultiheadAttention. It leaves no trace in the weights.
+    if getattr(attention, "add_zero_attn", False):
+        yield "add_zero_attn gives it a key and a value of zeros"
 
     more += [name for name, buffer in attention.named_buffers() if not is_causal_mask(buffer)]
-    # This option of torch.nn.MultiheadAttention adds a key and a value of zeros.
-    more += [name for name in ("add_zero_attn",) if getattr(attention, name, False)]
     more = [name for name in more if not {name, name.rpartition(".")[0]} & row.beside.keys()]
     if more:
         yield f"besides its four weights, their biases and causal masks it holds {some(more)}"

@@ -58,6 +58,7 @@ def use_device(name):
     # What is raised for a missing device depends on the device.
     with suppress(Exception):
         if name == "cuda":
+            # A job array sets no LOCAL_RANK.
             torch.cuda.set_device(
                 int(os.environ.get("LOCAL_RANK", RANK)) % torch.cuda.device_count()
             )

@@ -224,7 +224,7 @@ REFUSED = {
     "bias_k": (lambda: nn.MultiheadAttention(DIM, HEADS, add_bias_kv=True), "bias_k"),
     "add_zero_attn": (
         lambda: nn.MultiheadAttention(DIM, HEADS, add_zero_attn=True),
-        "add_zero_attn",
+        "add_zero_attn gives",
     ),
     "LoRA around a layer": (
         lambda: put(
@@ -253,7 +253,7 @@ REFUSED = {
     ),
     "a constant": (lambda: StandIn(TIMM, more={"table": nn.Buffer(ONES)}), "table"),
     "key-value heads": (lambda: StandIn(LLAMA, widths=[DIM, 4, 4]), "key-value heads"),
-    "kdim": (lambda: nn.MultiheadAttention(DIM, HEADS, kdim=8, vdim=8), "k_proj_weight"),
+    "kdim": (lambda: nn.MultiheadAttention(DIM, HEADS, kdim=8, vdim=8), "k_proj_weight.*wide"),
     "dim_head": (
         lambda: StandIn(("to_qkv", "to_out"), widths=[72], more={"to_out": nn.Linear(24, DIM)}),
         "to_qkv.weight is .72, 12.*wide",
