@@ -1,6 +1,6 @@
 """Does a GPT learn faster with mimetic initialization?
 
-This script trains the same small model from several initializations, one after the other, and ends
+This script trains the same small model from several initializations, one after another, and ends
 with a table that compares them.
 
     python train_lm.py                                        five inits, once
@@ -9,35 +9,24 @@ with a table that compares them.
     python train_lm.py --data my_text.txt                     your own text
     torchrun --nproc_per_node=2 train_lm.py --seed 0 1 2      two runs at a time
 
-After a stop, the same command resumes. With other seeds, rates or inits, it adds their runs.
+After a stop, the same command resumes. With more seeds, rates or inits, it adds their runs.
 
-It reads from top to bottom: options, data, initializations, optimizer, evaluation, one training
-run, all runs.
+It reads from top to bottom: options, data, optimizer and schedule, evaluation, one training run,
+all runs. The initializations are in mimetic_min/inits.py.
 """
 
 import argparse
 import math
+import time
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from mimetic_min import GPT, GPTConfig, data, gpt, plot, runs
+from mimetic_min import GPT, GPTConfig, data, gpt, inits, machine, plot, runs, table
 
 # ---------------------------------------------------------------------------------------------
 # Options
-
-INITS = {
-    "off": "no attention: W_V and W_proj are 0, and stay 0",
-    "default": "every entry N(0, 0.02^2), and W_proj smaller, as in GPT-2",
-    "xavier": "every entry uniform with variance 1/dim",
-    "shuffled": "the control: mimetic, then the columns of both products in random order",
-    "mimetic": "mimetic initialization",
-    "simple": "the paper's simple form, with diagonals of about 1 and -1",
-    "language": "mimetic with the signs of trained GPT-2s",
-    "query-key": "mimetic for W_Q and W_K, default for W_V and W_proj",
-    "value-projection": "mimetic for W_V and W_proj, default for W_Q and W_K",
-}
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -45,10 +34,9 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 
 
 def make_parser():
-    inits = "\n".join(f"  {name:18}{meaning}" for name, meaning in INITS.items())
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0],
-        epilog=f"inits:\n{inits}",
+        epilog=f"inits:\n{inits.HELP}",
         formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
@@ -56,7 +44,7 @@ def make_parser():
     add(
         "--init",
         nargs="+",
-        choices=INITS,
+        choices=inits.INITS,
         default=["off", "default", "xavier", "shuffled", "mimetic"],
         metavar="INIT",
         help="one or more, see below",
@@ -64,7 +52,7 @@ def make_parser():
     add("--seed", nargs="+", type=int, default=[0], help="one or more: 0 1 2")
     add("--lr", nargs="+", type=float, default=[4e-3], help="peak learning rate, one or more")
     add("--data", default="pydoc", help=f"{', '.join(data.TEXTS)}, or a file of your own")
-    add("--data-dir", help="a folder with the files of a data set, instead of a download")
+    add("--data-dir", default="data", help="where a download is kept")
     add("--steps", type=int, default=500, help="batches to train on")
     add("--batch-size", type=int, default=12, help="windows per step")
     add("--context", type=int, default=GPTConfig.context, help="bytes that the model sees")
@@ -86,21 +74,10 @@ def make_parser():
     add("--vp-beta", type=float, default=-0.4, help="mimetic: diagonal of value-projection")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     add("--device", default=device, help="where torch computes")
-    add("--out", help="the run folder; without it, one in runs/")
+    add("--out", help="the run folder (default: runs/lm-DATA)")
     add("--sample", type=int, default=200, help="bytes that a mimetic model writes")
     add("--plot", action="store_true", help="draw pictures into the run folder (needs matplotlib)")
     return parser
-
-
-def check(args):
-    """Raise ValueError for numbers that make no sense."""
-    if min(args.steps, args.batch_size, args.sample) < 1:
-        raise ValueError("--steps, --batch-size and --sample must be above 0")
-    gpt.check_strengths(
-        qk_alpha=args.qk_alpha, qk_beta=args.qk_beta, vp_alpha=args.vp_alpha, vp_beta=args.vp_beta
-    )
-    if args.plot:
-        plot.require_matplotlib()
 
 
 # ---------------------------------------------------------------------------------------------
@@ -111,6 +88,8 @@ class Text:
     """Training and validation text, as bytes. A window is `context` bytes and the next one."""
 
     def __init__(self, args, device):
+        if args.batch_size < 1:
+            raise ValueError(f"--batch-size must be above 0, but it is {args.batch_size}")
         self.train, self.validation = data.load_text(args.data, args.context, args.data_dir)
         self.checksum = data.checksum(self.train, self.validation)
         self.args = args
@@ -140,47 +119,7 @@ class Text:
 
 
 # ---------------------------------------------------------------------------------------------
-# Initializations
-
-
-def initialize(model, init, args):
-    """Give a new model the initialization `init`. Outside the attention all are the same.
-
-    A new model has "default" already.
-    """
-    attentions = [block.attention for block in model.blocks]
-    if init == "off":
-        # Both factors are 0. The gradient of each contains the other, so both stay 0.
-        for attention in attentions:
-            attention.value_projection_init_(0, 0)
-    elif init == "xavier":
-        for attention in attentions:
-            attention.xavier_init_()
-    elif init == "simple":
-        for attention in attentions:
-            attention.simple_init_(qk_sign=1, vp_sign=-1)
-    elif init == "language":
-        # The paper's Figure 2, trained GPT-2s: query-key is negative. Value-projection goes from
-        # negative in the first layer to positive in the last.
-        for layer, attention in enumerate(attentions):
-            vp_beta = args.vp_beta * (1 - 2 * layer / max(1, len(attentions) - 1))
-            attention.mimetic_init_(args.qk_alpha, -args.qk_beta, args.vp_alpha, vp_beta)
-    elif init == "query-key":
-        for attention in attentions:
-            attention.query_key_init_(args.qk_alpha, args.qk_beta)
-    elif init == "value-projection":
-        for attention in attentions:
-            attention.value_projection_init_(args.vp_alpha, args.vp_beta)
-    elif init in ("mimetic", "shuffled"):
-        model.mimetic_init_(args.qk_alpha, args.qk_beta, args.vp_alpha, args.vp_beta)
-    if init == "shuffled":
-        # After all layers are mimetic, so that the entries are those of mimetic with this seed.
-        for attention in attentions:
-            attention.shuffle_()
-
-
-# ---------------------------------------------------------------------------------------------
-# Optimizer and evaluation
+# Optimizer and schedule
 
 
 def make_optimizer(model):
@@ -203,6 +142,10 @@ def learning_rate(step, steps, peak):
     return peak * (0.55 + 0.45 * math.cos(math.pi * progress))
 
 
+# ---------------------------------------------------------------------------------------------
+# Evaluation
+
+
 @torch.no_grad()
 def validation_loss(model, text):
     """The loss on the validation text, in nats per byte."""
@@ -218,38 +161,36 @@ def sample(model, count, seed):
 
 
 # ---------------------------------------------------------------------------------------------
-# Training
+# One training run
 
 
-def new_model(run, args, config):
-    """The untrained model of a run."""
+def new_model(run, config, strengths):
+    """The untrained model of a run. `strengths` are those of GPT.mimetic_init_."""
     # The seed is set before the model is made, so all inits share the weights outside the
     # attention.
     torch.manual_seed(run.seed)
     model = GPT(config)
-    initialize(model, run.init, args)
+    inits.INITS[run.init]([block.attention for block in model.blocks], strengths)
     return model
 
 
-def trained_model(run, folder, config):
-    """The model of a run, with the weights of its newest checkpoint."""
-    model = GPT(config)
-    model.load_state_dict(folder.load(run)["model"])
-    return model
-
-
-def train(run, folder, args, config, text):
-    """Train one run: a model with the initialization `run.init`, at the peak rate `run.lr`."""
+def train(run, folder, model, text):
+    """Train the model of a run at the peak rate `run.lr`, or go on with it."""
     device = text.device
-    model = new_model(run, args, config).to(device)
+    model = model.to(device)
     optimizer = make_optimizer(model)
+    steps = folder.steps
 
     # On CUDA, matrix products are computed in bfloat16, as in nanoGPT. Elsewhere nothing changes.
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
-    for step in range(folder.resume(run, model, optimizer), folder.steps):
+    # Where the newest checkpoint is, if there is one
+    rows = folder.load(run, model=model, optimizer=optimizer)
+    first = rows[-1]["step"] if rows else 0
+    begun = time.monotonic()
+    for step in range(first, steps):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, folder.steps, run.lr)
+            group["lr"] = learning_rate(step, steps, run.lr)
 
         inputs, targets = text.batch(run.seed, step)
         with autocast:
@@ -260,39 +201,37 @@ def train(run, folder, args, config, text):
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
 
-        result = None
-        if folder.evaluates(step):
+        # Eight evaluations, the last one at the end
+        if (step + 1) * 8 // steps > step * 8 // steps:
             with autocast:
                 result = validation_loss(model, text)
-        if not folder.keep(run, step, model, optimizer, loss, result):
-            break  # The loss is no longer finite.
+            rows.append({"step": step + 1, "train_loss": loss.item(), "loss": result})
+            folder.save(run, rows, model, optimizer)
+            left = (time.monotonic() - begun) / (step + 1 - first) * (steps - step - 1)
+            print(
+                f"{run.init:16}  seed {run.seed}  lr {run.lr:g}  step {step + 1} of {steps}  "
+                f"train loss {loss:.3f}  loss {result:.3f}  {left:,.0f} s left in this run",
+                flush=True,
+            )
+            if folder.has_ended(rows):
+                break  # At the last step, or where the loss is no longer finite
 
 
 # ---------------------------------------------------------------------------------------------
 # All runs
 
 
-def draw(all_runs, folder, args, config, text):
-    """Save pictures in the run folder: the curves of all runs, and the weights and the attention of
-    those with the first seed and rate.
-    """
-    models = {}
-    for run in all_runs:
-        if (run.seed, run.lr) == (all_runs[0].seed, all_runs[0].lr):
-            models[run.init] = (new_model(run, args, config), trained_model(run, folder, config))
-    rows = [row for run in all_runs for row in folder.load(run)["rows"]]
-    batch = text.validation_windows()[0][:16].cpu()
-    which = f"{args.data}, seed {all_runs[0].seed}, lr {all_runs[0].lr:g}"
-    print(plot.curves(folder.path / "curves.png", rows, "loss", args.data))
-    print(plot.products(folder.path / "products.png", models, which))
-    print(plot.attention_maps(folder.path / "attention.png", models, batch, which))
-
-
-def main():
+@machine.console()
+def main(words=None):
     parser = make_parser()
-    args = parser.parse_args()
+    args = parser.parse_args(words)
+    strengths = (args.qk_alpha, args.qk_beta, args.vp_alpha, args.vp_beta)
     try:
-        check(args)
+        # This raises ValueError for strengths out of range, before anything is trained.
+        gpt.Attention(dim=1, heads=1).mimetic_init_(*strengths)
+        if args.plot:
+            # This raises ValueError without matplotlib.
+            plot.new_figure(1, 1)
         config = GPTConfig(
             context=args.context,
             dim=args.dim,
@@ -301,49 +240,35 @@ def main():
             position=args.position,
             stream=args.stream,
         )
-        text = Text(args, runs.use_device(args.device))
-        # For each seed and rate, all inits one after the other.
-        all_runs = [
-            runs.Run(init, seed, lr)
-            for seed in dict.fromkeys(args.seed)
-            for lr in dict.fromkeys(args.lr)
-            for init in dict.fromkeys(args.init)
-        ]
-        # If one of these files has changed, resuming says so.
-        folder = runs.open_folder(
-            args, "lm", "loss", args.steps, text.checksum, [__file__, gpt.__file__, data.__file__]
-        )
+        text = Text(args, machine.use_device(args.device))
+        all_runs = runs.all_runs(args)
+        folder = runs.Folder(args, "lm", args.steps, text.checksum)
         to_do = folder.to_do(all_runs)
     except (ValueError, OSError) as error:
         parser.error(str(error))
 
     print(
-        f"{len(to_do)} of {len(all_runs)} runs to train, {args.steps} steps each, in {folder.path}"
+        f"{len(to_do)} of {len(all_runs)} runs to train, {folder.steps} steps each, "
+        f"in {folder.path}"
     )
-    try:
-        for run in to_do:
-            train(run, folder, args, config, text)
-    except KeyboardInterrupt:
-        print("\nStopped. The same command resumes.")
-        raise SystemExit(130) from None
+    for run in to_do:
+        train(run, folder, new_model(run, config, strengths), text)
 
-    # Of several processes, the one that ends last has all runs done. Without anything to do, it is
-    # the first.
-    if (to_do or runs.RANK == 0) and all(map(folder.is_done, all_runs)):
-        last = {run: folder.load(run)["rows"][-1] for run in all_runs}
-        print(
-            f"\n{runs.table(last.values(), 'loss')}\n\nPerplexity per byte: e to the nats per byte."
-        )
+    # Of several processes, the one that ends last finds that all runs have ended.
+    rows = {run: folder.load(run) for run in all_runs}
+    if all(map(folder.has_ended, rows.values())):
+        print(f"\n{table.table(rows, 'loss')}\n\nPerplexity per byte: e to the nats per byte.")
         run = runs.Run("mimetic", args.seed[0], args.lr[0])
-        if run in last and runs.is_finite(last[run]):
-            writes = sample(trained_model(run, folder, config), args.sample, seed=0)
-            print(f"\n{run} writes:\n{writes}")
-        if not to_do:
-            print(
-                f"\nAll was finished before. To train anew, delete {folder.path} or give an --out."
-            )
+        if run in rows and table.is_finite(rows[run][-1]):
+            model = GPT(config)
+            folder.load(run, model=model)
+            print(f"\n{run} writes:\n{sample(model, args.sample, seed=0)}")
         if args.plot:
-            draw(all_runs, folder, args, config, text)
+            # The weights and maps of the first seed and rate
+            drawn = [run for run in all_runs if run[1:] == all_runs[0][1:]]
+            untrained = {run: new_model(run, config, strengths) for run in drawn}
+            batch = text.validation_windows()[0][:16].cpu()
+            plot.draw(folder, rows, untrained, "loss", batch)
 
 
 if __name__ == "__main__":

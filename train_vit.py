@@ -1,6 +1,6 @@
 """Does a vision transformer learn faster with mimetic initialization?
 
-This script trains the same small model from several initializations, one after the other, and ends
+This script trains the same small model from several initializations, one after another, and ends
 with a table that compares them.
 
     python train_vit.py                                       five inits, once
@@ -9,43 +9,28 @@ with a table that compares them.
     python train_vit.py --data my_pictures/                   your own pictures
     torchrun --nproc_per_node=2 train_vit.py --seed 0 1 2     two runs at a time
 
-After a stop, the same command resumes. With other seeds, rates or inits, it adds their runs.
+After a stop, the same command resumes. With more seeds, rates or inits, it adds their runs.
 
-It reads from top to bottom: options, data, initializations, optimizer, evaluation, one training
-run, all runs.
+It reads from top to bottom: options, data, optimizer and schedule, evaluation, one training run,
+all runs. The initializations are in mimetic_min/inits.py.
 """
 
 import argparse
 import math
+import time
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from mimetic_min import ViT, ViTConfig, data, plot, runs, vit
+from mimetic_min import ViT, ViTConfig, data, inits, machine, plot, runs, table, vit
 
 # ---------------------------------------------------------------------------------------------
 # Options
 
-INITS = {
-    "off": "no attention: W_V and W_proj are 0, and stay 0",
-    "default": "every entry N(0, 0.02^2)",
-    "xavier": "every entry uniform with variance 1/dim",
-    "shuffled": "the control: mimetic, then the columns of both products in random order",
-    "mimetic": "mimetic initialization",
-    "simple": "the paper's simple form, with diagonals of about 1 and -1",
-    "query-key": "mimetic for W_Q and W_K, default for W_V and W_proj",
-    "value-projection": "mimetic for W_V and W_proj, default for W_Q and W_K",
-}
-
-# The default of --augment. Other data sets have none. SVHN is not mirrored, since a mirrored digit
-# is no digit.
-AUGMENT = {
-    "cifar10": "crop+flip",
-    "cifar100": "crop+flip",
-    "tiny-imagenet": "crop+flip",
-    "svhn": "crop",
-}
+# What --augment is without the option. Other data are not augmented. The digits of SVHN are not
+# flipped, since a mirrored digit is a different sign.
+AUGMENT = {"cifar10": "crop+flip", "cifar100": "crop+flip", "svhn": "crop"}
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -53,10 +38,9 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 
 
 def make_parser():
-    inits = "\n".join(f"  {name:18}{meaning}" for name, meaning in INITS.items())
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0],
-        epilog=f"inits:\n{inits}",
+        epilog=f"inits:\n{inits.HELP}",
         formatter_class=HelpFormatter,
         allow_abbrev=False,
     )
@@ -64,7 +48,7 @@ def make_parser():
     add(
         "--init",
         nargs="+",
-        choices=INITS,
+        choices=inits.INITS,
         default=["off", "default", "xavier", "shuffled", "mimetic"],
         metavar="INIT",
         help="one or more, see below",
@@ -72,7 +56,7 @@ def make_parser():
     add("--seed", nargs="+", type=int, default=[0], help="one or more: 0 1 2")
     add("--lr", nargs="+", type=float, default=[2e-3], help="peak learning rate, one or more")
     add("--data", default="shifted-digits", help=f"{', '.join(data.IMAGES)}, an .npz or a folder")
-    add("--data-dir", help="a folder with the files of a data set, instead of a download")
+    add("--data-dir", default="data", help="where downloads are kept")
     add("--image-size", type=int, help="pixels per side, for a folder of pictures")
     add("--limit", type=int, help="train only on the first LIMIT images")
     add("--augment", choices=["none", "crop", "crop+flip"], help="by default what suits the data")
@@ -89,20 +73,9 @@ def make_parser():
     add("--vp-beta", type=float, default=-0.4, help="mimetic: diagonal of value-projection")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     add("--device", default=device, help="where torch computes")
-    add("--out", help="the run folder; without it, one in runs/")
+    add("--out", help="the run folder (default: runs/vit-DATA)")
     add("--plot", action="store_true", help="draw pictures into the run folder (needs matplotlib)")
     return parser
-
-
-def check(args):
-    """Raise ValueError for numbers that make no sense."""
-    if min(args.epochs, args.batch_size) < 1:
-        raise ValueError("--epochs and --batch-size must be above 0")
-    vit.check_strengths(
-        qk_alpha=args.qk_alpha, qk_beta=args.qk_beta, vp_alpha=args.vp_alpha, vp_beta=args.vp_beta
-    )
-    if args.plot:
-        plot.require_matplotlib()
 
 
 # ---------------------------------------------------------------------------------------------
@@ -113,9 +86,9 @@ class Images:
     """Training and test images, as bytes on the device. A batch becomes floats when it is made."""
 
     def __init__(self, args, device):
-        arrays = data.load_images(args.data, args.limit, args.data_dir, args.image_size)
-        if args.batch_size > len(arrays[0]):
-            raise ValueError(f"--batch-size must be at most {len(arrays[0])}, all training images")
+        arrays = data.load_images(args.data, args.data_dir, args.limit, args.image_size)
+        if not 0 < args.batch_size <= len(arrays[0]):
+            raise ValueError(f"--batch-size must be from 1 to {len(arrays[0])}, all images")
         self.checksum = data.checksum(*arrays)
         self.train, self.train_labels, self.test, self.test_labels = [
             array.to(device) for array in arrays
@@ -125,18 +98,20 @@ class Images:
         self.batch_size = args.batch_size
         # An incomplete batch at the end of an epoch is left out.
         self.steps_per_epoch = len(self.train) // args.batch_size
+        self.epoch = None
 
     def batch(self, seed, step):
         """The images (batch, channels, size, size) and labels (batch,) of a training step.
 
         They depend on the seed and the step alone. So all inits see the same batches, and a run
-        that goes on after a stop sees those that would have come next. That is why the order of the
-        epoch is made anew in every step.
+        that goes on after a stop sees those that would have come next.
         """
         epoch, i = divmod(step, self.steps_per_epoch)
-        order = np.random.default_rng([seed, epoch]).permutation(len(self.train))
-        chosen = torch.from_numpy(order[i * self.batch_size : (i + 1) * self.batch_size])
-        chosen = chosen.to(self.train.device)
+        if self.epoch != (seed, epoch):
+            self.epoch = (seed, epoch)
+            order = np.random.default_rng([seed, epoch]).permutation(len(self.train))
+            self.order = torch.from_numpy(order).to(self.train.device)
+        chosen = self.order[i * self.batch_size : (i + 1) * self.batch_size]
         images = self.train[chosen]
         if self.augment != "none":
             # The 1 gives these draws a seed of their own. Without it, the first batch of each epoch
@@ -153,41 +128,7 @@ class Images:
 
 
 # ---------------------------------------------------------------------------------------------
-# Initializations
-
-
-def initialize(model, init, args):
-    """Give a new model the initialization `init`. Outside the attention all are the same.
-
-    A new model has "default" already.
-    """
-    attentions = [block.attention for block in model.blocks]
-    if init == "off":
-        # Both factors are 0. The gradient of each contains the other, so both stay 0.
-        for attention in attentions:
-            attention.value_projection_init_(0, 0)
-    elif init == "xavier":
-        for attention in attentions:
-            attention.xavier_init_()
-    elif init == "simple":
-        for attention in attentions:
-            attention.simple_init_(qk_sign=1, vp_sign=-1)
-    elif init == "query-key":
-        for attention in attentions:
-            attention.query_key_init_(args.qk_alpha, args.qk_beta)
-    elif init == "value-projection":
-        for attention in attentions:
-            attention.value_projection_init_(args.vp_alpha, args.vp_beta)
-    elif init in ("mimetic", "shuffled"):
-        model.mimetic_init_(args.qk_alpha, args.qk_beta, args.vp_alpha, args.vp_beta)
-    if init == "shuffled":
-        # After all layers are mimetic, so that the entries are those of mimetic with this seed.
-        for attention in attentions:
-            attention.shuffle_()
-
-
-# ---------------------------------------------------------------------------------------------
-# Optimizer and evaluation
+# Optimizer and schedule
 
 
 def make_optimizer(model):
@@ -210,42 +151,48 @@ def learning_rate(step, steps, peak):
     return peak * (0.55 + 0.45 * math.cos(math.pi * progress))
 
 
+# ---------------------------------------------------------------------------------------------
+# Evaluation
+
+
 @torch.no_grad()
 def accuracy(model, images):
     """The fraction of the test images that the model gets right."""
-    correct = 0
-    for test, labels in zip(images.test.split(250), images.test_labels.split(250)):
-        logits = model(images.normalize(test))
-        correct += (logits.argmax(-1) == labels).sum().item()
-    return correct / len(images.test)
+    logits = torch.cat([model(images.normalize(batch)) for batch in images.test.split(250)])
+    return (logits.argmax(-1) == images.test_labels).sum().item() / len(images.test)
 
 
 # ---------------------------------------------------------------------------------------------
-# Training
+# One training run
 
 
-def new_model(run, args, config):
-    """The untrained model of a run."""
+def new_model(run, config, strengths):
+    """The untrained model of a run. `strengths` are those of ViT.mimetic_init_."""
     # The seed is set before the model is made, so all inits share the weights outside the
     # attention.
     torch.manual_seed(run.seed)
     model = ViT(config)
-    initialize(model, run.init, args)
+    inits.INITS[run.init]([block.attention for block in model.blocks], strengths)
     return model
 
 
-def train(run, folder, args, config, images):
-    """Train one run: a model with the initialization `run.init`, at the peak rate `run.lr`."""
+def train(run, folder, model, images):
+    """Train the model of a run at the peak rate `run.lr`, or go on with it."""
     device = images.train.device
-    model = new_model(run, args, config).to(device)
+    model = model.to(device)
     optimizer = make_optimizer(model)
+    steps = folder.steps
 
     # On CUDA, matrix products are computed in bfloat16, as in nanoGPT. Elsewhere nothing changes.
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
-    for step in range(folder.resume(run, model, optimizer), folder.steps):
+    # Where the newest checkpoint is, if there is one
+    rows = folder.load(run, model=model, optimizer=optimizer)
+    first = rows[-1]["step"] if rows else 0
+    begun = time.monotonic()
+    for step in range(first, steps):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, folder.steps, run.lr)
+            group["lr"] = learning_rate(step, steps, run.lr)
 
         batch, labels = images.batch(run.seed, step)
         with autocast:
@@ -255,87 +202,73 @@ def train(run, folder, args, config, images):
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
 
-        result = None
-        if folder.evaluates(step):
+        # Eight evaluations, the last one at the end
+        if (step + 1) * 8 // steps > step * 8 // steps:
             with autocast:
                 result = accuracy(model, images)
-        if not folder.keep(run, step, model, optimizer, loss, result):
-            break  # The loss is no longer finite.
+            rows.append({"step": step + 1, "train_loss": loss.item(), "accuracy": result})
+            folder.save(run, rows, model, optimizer)
+            left = (time.monotonic() - begun) / (step + 1 - first) * (steps - step - 1)
+            print(
+                f"{run.init:16}  seed {run.seed}  lr {run.lr:g}  step {step + 1} of {steps}  "
+                f"train loss {loss:.3f}  accuracy {result:.1%}  {left:,.0f} s left in this run",
+                flush=True,
+            )
+            if folder.has_ended(rows):
+                break  # At the last step, or where the loss is no longer finite
 
 
 # ---------------------------------------------------------------------------------------------
 # All runs
 
 
-def draw(all_runs, folder, args, config, images):
-    """Save pictures in the run folder: the curves of all runs, and the weights and the attention of
-    those with the first seed and rate.
-    """
-    models = {}
-    for run in all_runs:
-        if (run.seed, run.lr) == (all_runs[0].seed, all_runs[0].lr):
-            trained = ViT(config)
-            trained.load_state_dict(folder.load(run)["model"])
-            models[run.init] = (new_model(run, args, config), trained)
-    rows = [row for run in all_runs for row in folder.load(run)["rows"]]
-    batch = images.normalize(images.test[:64]).cpu()
-    which = f"{args.data}, seed {all_runs[0].seed}, lr {all_runs[0].lr:g}"
-    print(plot.curves(folder.path / "curves.png", rows, "accuracy", args.data))
-    print(plot.products(folder.path / "products.png", models, which))
-    print(plot.attention_maps(folder.path / "attention.png", models, batch, which))
-
-
-def main():
+@machine.console()
+def main(words=None):
     parser = make_parser()
-    args = parser.parse_args()
+    args = parser.parse_args(words)
+    strengths = (args.qk_alpha, args.qk_beta, args.vp_alpha, args.vp_beta)
     try:
-        check(args)
-        images = Images(args, runs.use_device(args.device))
+        # This raises ValueError for strengths out of range, before anything is trained.
+        vit.Attention(dim=1, heads=1).mimetic_init_(*strengths)
+        if args.plot:
+            # This raises ValueError without matplotlib.
+            plot.new_figure(1, 1)
+        images = Images(args, machine.use_device(args.device))
         _, channels, image_size, _ = images.train.shape
         config = ViTConfig(
             image_size=image_size,
             patch_size=args.patch_size,
             channels=channels,
-            classes=int(torch.cat([images.train_labels, images.test_labels]).max()) + 1,
+            classes=int(images.train_labels.max()) + 1,
             dim=args.dim,
             depth=args.depth,
             heads=args.heads,
             position=args.position,
         )
-        steps = args.epochs * images.steps_per_epoch
-        # For each seed and rate, all inits one after the other.
-        all_runs = [
-            runs.Run(init, seed, lr)
-            for seed in dict.fromkeys(args.seed)
-            for lr in dict.fromkeys(args.lr)
-            for init in dict.fromkeys(args.init)
-        ]
-        # If one of these files has changed, resuming says so.
-        folder = runs.open_folder(
-            args, "vit", "accuracy", steps, images.checksum, [__file__, vit.__file__, data.__file__]
-        )
+        all_runs = runs.all_runs(args)
+        args.augment = images.augment
+        folder = runs.Folder(args, "vit", args.epochs * images.steps_per_epoch, images.checksum)
         to_do = folder.to_do(all_runs)
     except (ValueError, OSError) as error:
         parser.error(str(error))
 
-    print(f"{len(to_do)} of {len(all_runs)} runs to train, {steps} steps each, in {folder.path}")
-    try:
-        for run in to_do:
-            train(run, folder, args, config, images)
-    except KeyboardInterrupt:
-        print("\nStopped. The same command resumes.")
-        raise SystemExit(130) from None
+    print(
+        f"{len(to_do)} of {len(all_runs)} runs to train, {folder.steps} steps each, "
+        f"in {folder.path}"
+    )
+    for run in to_do:
+        train(run, folder, new_model(run, config, strengths), images)
 
-    # Of several processes, the one that ends last has all runs done. Without anything to do, it is
-    # the first.
-    if (to_do or runs.RANK == 0) and all(map(folder.is_done, all_runs)):
-        print("\n" + runs.table([folder.load(run)["rows"][-1] for run in all_runs], "accuracy"))
-        if not to_do:
-            print(
-                f"\nAll was finished before. To train anew, delete {folder.path} or give an --out."
-            )
+    # Of several processes, the one that ends last finds that all runs have ended.
+    rows = {run: folder.load(run) for run in all_runs}
+    if all(map(folder.has_ended, rows.values())):
+        print("\n" + table.table(rows, "accuracy"))
         if args.plot:
-            draw(all_runs, folder, args, config, images)
+            # The weights and maps of the first seed and rate
+            drawn = [run for run in all_runs if run[1:] == all_runs[0][1:]]
+            untrained = {run: new_model(run, config, strengths) for run in drawn}
+            batch = images.normalize(images.test[:64]).cpu()
+            plot.draw(folder, rows, untrained, "accuracy", batch)
 
 
 if __name__ == "__main__":

@@ -1,29 +1,28 @@
-"""From finished runs to every table and picture of README.md and docs/results.md.
+"""From finished runs to every table and picture of README.md and docs/.
 
     python docs/report.py add runs/text runs/cifar     finished runs into the .csv files here
+    python docs/report.py streams                      streams.csv, from new models
     python docs/report.py pages                        the tables and pictures, from the .csv files
-    python docs/report.py trained DINOV2 SMOLLM2       trained.png, from two files of weights
+    python docs/report.py trained DINOV2 SMOLLM2       trained.png, from two published weight files
 
-`add` writes three files. A run is named by its experiment (which is the name of its folder), its
-init, its seed and its peak learning rate. A result is an accuracy (0 to 1) or a loss (nats per
-byte). It is nan if the run diverged.
+`add` writes three files. A run is named by its experiment (the name of its folder), its init, its
+seed and its peak learning rate. A result is an accuracy (0 to 1) or a loss (nats per byte), and nan
+if the run diverged.
 
     results.csv      a row per finished run: its result after the last step
-    curves.csv       a row per evaluation, for the experiments in KEPT, of seed 0
-    diagonals.csv    the mean of each diagonal, untrained and trained, for the same runs, if their
-                     checkpoints are in the folder
+    curves.csv       a row per evaluation, for the runs that curves.png and long.png may draw
+    diagonals.csv    the mean of each diagonal, untrained and trained, for those in diagonals.png
 
-`pages` replaces what stands between <!-- table NAME --> and <!-- end --> in the two pages. Which
-runs go into which table and picture is said in the lists below.
+`pages` replaces everything between <!-- table NAME --> and <!-- end --> in the pages. Which runs go
+into which table and picture is said in the lists below.
 """
 
 import csv
-import json
 import math
 import re
 import statistics
+import subprocess
 import sys
-from argparse import Namespace
 from collections import defaultdict, namedtuple
 from pathlib import Path
 
@@ -34,418 +33,558 @@ import torch
 
 import train_lm
 import train_vit
-from mimetic_min import GPT, GPTConfig, ViT, ViTConfig, layouts, plot
-from mimetic_min.runs import STYLE, Run, difference, is_finite, spread
+from mimetic_min import GPT, GPTConfig, ViT, ViTConfig, linear, plot
+from mimetic_min.runs import Run
+from mimetic_min.table import STYLE, difference, is_finite, spread
 
-PAGES = [DOCS.parent / "README.md", DOCS / "results.md"]
+PAGES = [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md"))]
 
 # ---------------------------------------------------------------------------------------------
 # What is in the tables and the pictures
 
-# These two seeds choose a rate for each init. What is reported comes from other seeds.
+# These two seeds choose: the rate of an init, or the strengths of an experiment. Since each choice
+# favors the seeds that made it, results are reported only from other seeds.
 CHOOSING = {10, 11}
 
-INITS = ["off", "default", "xavier", "shuffled", "mimetic"]
-GAINS = [("mimetic", "default"), ("mimetic", "shuffled")]
-
-# The lines of the tables that compare inits: first cell, experiment, rate or "best", metric.
-TEXT = [
-    ("500 steps", "text", 4e-3, "loss"),
-    ("1,000 steps, best rate", "text-rates", "best", "loss"),
-    ("1,000 steps, width 256, 6 layers", "text-large", 2e-3, "loss"),
-    ("Tiny Shakespeare, 2,000 steps", "shakespeare", 4e-3, "loss"),
-]
-POSITIONS = [
-    ("sincos, unit, rate 0.001", "sincos-unit", 1e-3, "loss"),
-    ("sincos, unit, rate 0.004", "sincos-unit", 4e-3, "loss"),
-    ("learned, unit, rate 0.001", "learned-unit", 1e-3, "loss"),
-    ("learned, unit, rate 0.004", "learned-unit", 4e-3, "loss"),
-    ("sincos, gpt2, rate 0.001", "sincos-gpt2", 1e-3, "loss"),
-    ("sincos, gpt2, rate 0.004", "sincos-gpt2", 4e-3, "loss"),
-    ("learned, gpt2, rate 0.001", "learned-gpt2", 1e-3, "loss"),
-    ("learned, gpt2, rate 0.004", "learned-gpt2", 4e-3, "loss"),
-]
-DIGITS = [
-    ("20 epochs", "digits", 2e-3, "accuracy"),
-    ("40 epochs, best rate", "digits-rates", "best", "accuracy"),
-]
-CIFAR = [
-    ("5,000 images, 20 epochs, rate 0.001", "cifar", 1e-3, "accuracy"),
-    ("the same, best rate", "cifar-rates", "best", "accuracy"),
-    ("width 96, 6 layers, 3 heads, rate 0.001", "cifar-wide", 1e-3, "accuracy"),
-    ("12 layers, 2 heads, rate 0.001", "cifar-deep", 1e-3, "accuracy"),
-    ("50,000 images, 10 epochs, rate 0.001", "cifar-all", 1e-3, "accuracy"),
-    ("50,000 images, 30 epochs, ViT-Tiny", "vit-tiny", 1e-3, "accuracy"),
-]
-FIRST = [
-    ("text, 500 steps, rate 0.004", "text", 4e-3, "loss"),
-    ("shifted digits, 20 epochs, rate 0.002", "digits", 2e-3, "accuracy"),
-]
-SUMMARY = [
-    ("text, 1,000 steps, rate 0.004", "text-rates", 4e-3, "loss"),
-    ("Tiny Shakespeare, 2,000 steps, rate 0.004", "shakespeare", 4e-3, "loss"),
-    ("shifted digits, 40 epochs, rate 0.002", "digits-rates", 2e-3, "accuracy"),
-    ("CIFAR-10, 5,000 images, 20 epochs, rate 0.002", "cifar-rates", 2e-3, "accuracy"),
-    ("CIFAR-10, 50,000 images, 10 epochs, rate 0.001", "cifar-all", 1e-3, "accuracy"),
-]
-
-# The tables that compare inits: title, lines, a column per init, a column per difference.
-INIT_TABLES = {
-    "first": ("data", FIRST, INITS, GAINS[1:]),
-    "summary": ("data", SUMMARY, INITS[1:], GAINS[1:]),
-    "text": ("text", TEXT, INITS, GAINS),
-    "positions": ("positions and stream", POSITIONS, INITS[1:], GAINS),
-    "digits": ("shifted digits", DIGITS, INITS, GAINS),
-    "cifar": ("CIFAR-10", CIFAR, INITS, GAINS),
+# An experiment that varies another one, and trains only the inits that change. It borrows the
+# others, and only at the seeds that both have trained.
+VARIES = {
+    "text-parts": "text",
+    "text-qk-flipped": "text",
+    "text-vp-flipped": "text",
+    "text-deep-third": "text-deep",
+    "gpt2-vp0.02-qk0.7": "learned-gpt2",
+    "gpt2-vp0.02-qk0.2": "learned-gpt2",
+    "gpt2-vp0-qk0.7": "learned-gpt2",
+    "gpt2-vp0-qk0.2": "learned-gpt2",
+    "cifar-parts": "cifar",
+    "cifar-qk-flipped": "cifar",
+    "cifar-vp-flipped": "cifar",
+    "cifar-wide-third": "cifar-wide",
+    "cifar-deep-quarter": "cifar-deep",
+    "cifar-deep-third": "cifar-deep",
+    "cifar-deep-half": "cifar-deep",
+    "cifar-deep-beta-quarter": "cifar-deep",
+    "cifar-deep-beta-third": "cifar-deep",
+    "cifar-deep-beta-half": "cifar-deep",
 }
 
-# The tables of the parts of the method: rate, metric, and (first cell, experiment, init) per line.
-# Each line is compared with the first three.
-PART_TABLES = {
-    "text-parts": (
-        4e-3,
-        "loss",
+# A line of a table: its first cell, experiment, rate and metric. With the rate "best", each init
+# has its own. The columns "result" and "minus ..." are about the `init` of the line.
+Line = namedtuple("Line", "name experiment lr metric init", defaults=[""])
+
+INITS = ["off", "default", "xavier", "shuffled", "mimetic"]
+GAINS = ["mimetic minus default", "mimetic minus shuffled"]
+PARTS = ["seeds", "result", "minus default", "minus shuffled", "minus mimetic"]
+
+SUMMARY = [
+    Line("text, 1,000 steps, rate 0.004", "text-rates", 4e-3, "loss"),
+    Line("Tiny Shakespeare, 2,000 steps, rate 0.004", "shakespeare", 4e-3, "loss"),
+    Line("shifted digits, 40 epochs, rate 0.002", "digits-rates", 2e-3, "accuracy"),
+    Line("CIFAR-10, 5,000 images, 20 epochs, rate 0.002", "cifar-rates", 2e-3, "accuracy"),
+    Line("CIFAR-10, 50,000 images, 10 epochs, rate 0.001", "cifar-all", 1e-3, "accuracy"),
+]
+
+# The tables: the title of the first column, the other columns, the lines. Every column is called
+# what it shows, and `cell` reads these names.
+TABLES = {
+    "first": (
+        "data",
+        ["experiment", "seeds", *INITS, GAINS[1]],
         [
-            ("default", "text", "default"),
-            ("shuffled", "text", "shuffled"),
-            ("mimetic", "text", "mimetic"),
-            ("query-key only", "text-parts", "query-key"),
-            ("value-projection only", "text-parts", "value-projection"),
-            ("query-key negative", "text-qk-flipped", "mimetic"),
-            ("value-projection positive", "text-vp-flipped", "mimetic"),
-            ("simple", "text-parts", "simple"),
-            ("language", "text-parts", "language"),
+            Line("text, 500 steps, rate 0.004", "text", 4e-3, "loss"),
+            Line("shifted digits, 20 epochs, rate 0.002", "digits", 2e-3, "accuracy"),
+        ],
+    ),
+    "summary": (
+        "data",
+        ["default", "shuffled", "mimetic", GAINS[1], "seeds", "command"],
+        SUMMARY,
+    ),
+    "shares": (
+        "data",
+        ["experiment", "seeds", "share of the gain over default", "share of the gain over xavier"],
+        [line for line in SUMMARY if line.metric == "loss" or line.experiment.startswith("cifar")],
+    ),
+    "text": (
+        "text",
+        ["experiment", "seeds", *INITS, *GAINS],
+        [
+            Line("500 steps", "text", 4e-3, "loss"),
+            Line("1,000 steps, best rate", "text-rates", "best", "loss"),
+            Line("4,000 steps", "text-long", 4e-3, "loss"),
+            Line("1,000 steps, width 256, 6 layers", "text-large", 2e-3, "loss"),
+            Line("Tiny Shakespeare, 2,000 steps", "shakespeare", 4e-3, "loss"),
+        ],
+    ),
+    "cifar": (
+        "CIFAR-10",
+        ["experiment", "seeds", *INITS, *GAINS],
+        [
+            Line("5,000 images, 20 epochs, rate 0.001", "cifar", 1e-3, "accuracy"),
+            Line("the same, best rate", "cifar-rates", "best", "accuracy"),
+            Line("100 epochs, rate 0.001", "cifar-long", 1e-3, "accuracy"),
+            Line("learned positions, rate 0.001", "cifar-learned", 1e-3, "accuracy"),
+            Line("width 96, 6 layers, 3 heads, rate 0.001", "cifar-wide", 1e-3, "accuracy"),
+            Line("the same, a third of the strengths", "cifar-wide-third", 1e-3, "accuracy"),
+            Line("12 layers, 2 heads, rate 0.001", "cifar-deep", 1e-3, "accuracy"),
+            Line("50,000 images, 10 epochs, rate 0.001", "cifar-all", 1e-3, "accuracy"),
+            Line("50,000 images, 30 epochs, ViT-Tiny", "vit-tiny", 1e-3, "accuracy"),
+        ],
+    ),
+    "digits": (
+        "shifted digits",
+        ["experiment", "seeds", *INITS, *GAINS],
+        [
+            Line("20 epochs", "digits", 2e-3, "accuracy"),
+            Line("40 epochs, best rate", "digits-rates", "best", "accuracy"),
+        ],
+    ),
+    "positions": (
+        "positions and stream",
+        ["experiment", "seeds", *INITS[1:], *GAINS],
+        [
+            Line(f"{position}, {stream}, rate {lr}", f"{position}-{stream}", lr, "loss")
+            for stream in ("unit", "gpt2")
+            for position in ("sincos", "learned")
+            for lr in (1e-3, 4e-3)
+        ],
+    ),
+    "gpt2": (
+        "query-key, value-projection",
+        ["experiment", "seeds", "default", "shuffled", "mimetic", *GAINS],
+        [
+            Line(f"{strengths}, rate {lr}", experiment, lr, "loss")
+            for strengths, experiment in (
+                ("(0.1, 0.7), (0.1, -0.4)", "learned-gpt2"),
+                ("(0.1, 0.7), (0.02, -0.05)", "gpt2-vp0.02-qk0.7"),
+                ("(0.1, 0.2), (0.02, -0.05)", "gpt2-vp0.02-qk0.2"),
+                ("(0.1, 0.7), (0, -0.05)", "gpt2-vp0-qk0.7"),
+                ("(0.1, 0.2), (0, -0.05)", "gpt2-vp0-qk0.2"),
+            )
+            for lr in (1e-3, 4e-3)
+        ],
+    ),
+    "deep": (
+        "12 layers, value-projection",
+        ["experiment", "seeds", "default", "shuffled", "mimetic", *GAINS],
+        [
+            Line("CIFAR-10, (0.4, -0.4)", "cifar-deep", 1e-3, "accuracy"),
+            Line("CIFAR-10, (0.2, -0.2)", "cifar-deep-half", 1e-3, "accuracy"),
+            Line("CIFAR-10, (0.133, -0.133)", "cifar-deep-third", 1e-3, "accuracy"),
+            Line("CIFAR-10, (0.1, -0.1)", "cifar-deep-quarter", 1e-3, "accuracy"),
+            Line("CIFAR-10, (0.4, -0.2)", "cifar-deep-beta-half", 1e-3, "accuracy"),
+            Line("CIFAR-10, (0.4, -0.133)", "cifar-deep-beta-third", 1e-3, "accuracy"),
+            Line("CIFAR-10, (0.4, -0.1)", "cifar-deep-beta-quarter", 1e-3, "accuracy"),
+            Line("text, (0.1, -0.4)", "text-deep", 4e-3, "loss"),
+            Line("text, (0.033, -0.133)", "text-deep-third", 4e-3, "loss"),
+        ],
+    ),
+    "text-parts": (
+        "init",
+        PARTS,
+        [
+            # These three are borrowed, so that all lines have the same seeds.
+            Line("default", "text-parts", 4e-3, "loss", "default"),
+            Line("shuffled", "text-parts", 4e-3, "loss", "shuffled"),
+            Line("mimetic", "text-parts", 4e-3, "loss", "mimetic"),
+            Line("query-key only", "text-parts", 4e-3, "loss", "query-key"),
+            Line("value-projection only", "text-parts", 4e-3, "loss", "value-projection"),
+            Line("query-key negative", "text-qk-flipped", 4e-3, "loss", "mimetic"),
+            Line("value-projection positive", "text-vp-flipped", 4e-3, "loss", "mimetic"),
+            Line("simple", "text-parts", 4e-3, "loss", "simple"),
+            Line("language", "text-parts", 4e-3, "loss", "language"),
         ],
     ),
     "cifar-parts": (
-        1e-3,
-        "accuracy",
+        "init",
+        PARTS,
         [
-            ("default", "cifar", "default"),
-            ("shuffled", "cifar", "shuffled"),
-            ("mimetic", "cifar", "mimetic"),
-            ("query-key only", "cifar-parts", "query-key"),
-            ("value-projection only", "cifar-parts", "value-projection"),
-            ("query-key negative", "cifar-qk-flipped", "mimetic"),
-            ("value-projection positive", "cifar-vp-flipped", "mimetic"),
-            ("simple", "cifar-parts", "simple"),
+            Line("default", "cifar-parts", 1e-3, "accuracy", "default"),
+            Line("shuffled", "cifar-parts", 1e-3, "accuracy", "shuffled"),
+            Line("mimetic", "cifar-parts", 1e-3, "accuracy", "mimetic"),
+            Line("query-key only", "cifar-parts", 1e-3, "accuracy", "query-key"),
+            Line("value-projection only", "cifar-parts", 1e-3, "accuracy", "value-projection"),
+            Line("query-key negative", "cifar-qk-flipped", 1e-3, "accuracy", "mimetic"),
+            Line("value-projection positive", "cifar-vp-flipped", 1e-3, "accuracy", "mimetic"),
+            Line("simple", "cifar-parts", 1e-3, "accuracy", "simple"),
         ],
     ),
 }
 
-# The experiments whose curves and diagonals are kept, for seed 0.
-KEPT = ("text", "text-rates", "cifar", "cifar-all")
-
-# The panels of the pictures: title, experiment, rate (None: all of them), metric.
-RATES = [
-    ("text, 1,000 steps", "text-rates", None, "loss"),
-    ("shifted digits, 40 epochs", "digits-rates", None, "accuracy"),
-    ("CIFAR-10, 5,000 images, 20 epochs", "cifar-rates", None, "accuracy"),
-]
-CURVES = [
-    ("text, rate 0.004", "text", 4e-3, "loss"),
-    ("CIFAR-10, 5,000 images, rate 0.001", "cifar", 1e-3, "accuracy"),
-]
-DIAGONALS = [
-    ("text, 1,000 steps", "text-rates", 4e-3),
-    ("CIFAR-10, 50,000 images, 10 epochs", "cifar-all", 1e-3),
-]
 PRODUCTS = ("query-key", "value-projection")
 
-# A table in a page.
+# The pictures: title, file, x axis, inits, seeds, and the panels. A panel has a title, what its
+# rows have in other columns, and the unit of its y axis.
+PICTURES = {
+    "rates.png": (
+        "Mean of the two seeds that choose a rate",
+        "results.csv",
+        "lr",
+        INITS,
+        CHOOSING,
+        [
+            ("text, 1,000 steps", {"experiment": "text-rates"}, "loss"),
+            ("shifted digits, 40 epochs", {"experiment": "digits-rates"}, "accuracy"),
+            ("CIFAR-10, 5,000 images", {"experiment": "cifar-rates"}, "accuracy"),
+        ],
+    ),
+    "curves.png": (
+        "Five inits, one seed",
+        "curves.csv",
+        "step",
+        INITS,
+        [0],
+        [
+            ("text, rate 0.004", {"experiment": "text"}, "loss"),
+            ("CIFAR-10, 5,000 images, rate 0.001", {"experiment": "cifar"}, "accuracy"),
+        ],
+    ),
+    "long.png": (
+        "Mean over the seeds",
+        "curves.csv",
+        "step",
+        ["default", "shuffled", "mimetic"],
+        range(10),
+        [
+            ("text, rate 0.004", {"experiment": "text-long"}, "loss"),
+            ("CIFAR-10, 5,000 images, rate 0.001", {"experiment": "cifar-long"}, "accuracy"),
+        ],
+    ),
+    "diagonals.png": (
+        "Both diagonals before and after training, one seed",
+        "diagonals.csv",
+        "layer",
+        ["default", "mimetic"],
+        [0],
+        [
+            (f"{title}\n{name}, {symbol}", {"experiment": experiment, "product": name}, "mean")
+            for name, symbol in zip(PRODUCTS, plot.PRODUCTS)
+            for title, experiment in (
+                ("text, 1,000 steps", "text-rates"),
+                ("CIFAR-10, 50,000 images", "cifar-all"),
+            )
+        ],
+    ),
+}
+
+XLABELS = {"lr": "peak learning rate", "step": "training steps", "layer": "layer"}
+UNITS = plot.METRICS | {"mean": ("mean of the diagonal", 1, None)}
+
+# What is drawn of a row, and how its line differs from that of its init
+COLUMNS = {
+    "result": {},
+    "untrained": {"linestyle": ":", "markerfacecolor": "white"},
+    "trained": {"linestyle": "-"},
+}
+
+# The names of the four weights of layer {} in two published files
+DINOV2 = [
+    "encoder.layer.{}.attention.attention.query.weight",
+    "encoder.layer.{}.attention.attention.key.weight",
+    "encoder.layer.{}.attention.attention.value.weight",
+    "encoder.layer.{}.attention.output.dense.weight",
+]
+SMOLLM2 = [f"model.layers.{{}}.self_attn.{name}_proj.weight" for name in "qkvo"]
+
+# The lines of the table of streams: first cell, init, and the strengths of both products
+STREAMS = [
+    ("default", "default", (0.7, 0.7, 0.4, -0.4)),
+    ("shuffled, (0.4, -0.4)", "shuffled", (0.7, 0.7, 0.4, -0.4)),
+    ("mimetic, (0.4, -0.4)", "mimetic", (0.7, 0.7, 0.4, -0.4)),
+    ("mimetic, (0.4, -0.13)", "mimetic", (0.7, 0.7, 0.4, -0.13)),
+    ("mimetic, (0.1, -0.1)", "mimetic", (0.7, 0.7, 0.1, -0.1)),
+]
+
+# A table in a page
 MARKED = r"<!-- table (\S+) -->\n(?:\|.*\n)*<!-- end -->"
 
 # ---------------------------------------------------------------------------------------------
-# The .csv files
+# The .csv files. Here, a row is a dict with these types.
 
-Result = namedtuple("Result", "experiment init seed lr step result")
-Diagonal = namedtuple("Diagonal", "experiment init seed lr layer product untrained trained")
-
-# What a row of each file is, and how many of its columns say which row it is.
-FILES = {"results.csv": (Result, 4), "curves.csv": (Result, 5), "diagonals.csv": (Diagonal, 6)}
-
-# The types of the columns. Others have floats.
 TYPES = {"experiment": str, "init": str, "product": str, "seed": int, "step": int, "layer": int}
 
+# How many columns say which row it is
+KEYS = {"results.csv": 4, "curves.csv": 5, "diagonals.csv": 6}
 
-def read(name):
-    """The rows of one of the FILES. There are none if there is no such file yet."""
-    kind, _ = FILES[name]
-    if not (DOCS / name).exists():
-        return []
-    with open(DOCS / name) as file:
-        rows = list(csv.reader(file))[1:]
-    types = [TYPES.get(column, float) for column in kind._fields]
-    return [kind(*(type(text) for type, text in zip(types, row))) for row in rows]
+
+def read(path):
+    """The rows of a .csv file."""
+    with open(path) as file:
+        return [
+            {column: TYPES.get(column, float)(text) for column, text in row.items()}
+            for row in csv.DictReader(file)
+        ]
 
 
 def write(name, new):
-    """Put new rows into one of the FILES. They replace those of the same run, step and layer."""
-    kind, columns = FILES[name]
-    rows = {row[:columns]: row for row in [*read(name), *new]}
+    """Put new rows into one of our .csv files. Each replaces the row of the same keys."""
+    rows = {tuple(row.values())[: KEYS[name]]: row for row in read(DOCS / name) + new}
+    rows = [rows[key] for key in sorted(rows)]
     with open(DOCS / name, "w") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(kind._fields)
-        writer.writerows(sorted(rows.values()))
-    print(f"{name}: {len(rows)} rows")
+        csv.writer(file, lineterminator="\n").writerows([rows[0], *map(dict.values, rows)])
 
 
-def finished_runs(folder):
-    """The finished runs of a run folder: {(init, seed, lr): [a Result per evaluation]}.
-
-    A run is finished if it was evaluated eight times, or if it diverged.
-    """
-    runs = defaultdict(dict)
-    with open(folder / "log.csv") as file:
-        for line in list(csv.reader(file))[1:]:
-            init, seed, lr, step, train_loss, result = line
-            measured = {"train_loss": float(train_loss), "result": float(result)}
-            result = measured["result"] if is_finite(measured) else math.nan
-            row = Result(folder.name, init, int(seed), float(lr), int(step), result)
-            # A run that was trained again has two rows for a step. The later one counts.
-            runs[row.init, row.seed, row.lr][row.step] = row
-    evaluations = {run: [*by_step.values()] for run, by_step in runs.items()}
-    return {
-        run: rows
-        for run, rows in evaluations.items()
-        if len(rows) == 8 or math.isnan(rows[-1].result)
-    }
-
-
-def diagonals(folder, run):
-    """The rows for the layers of a run, from its checkpoint. There are none without one."""
-    path = folder / f"{run}.pt"
-    if not path.exists():
-        return []
-    # The untrained model is made again, as its script made it.
-    options = Namespace(**json.loads((folder / "options.json").read_text()))
-    script, Config = (train_lm, GPTConfig) if "stream" in options else (train_vit, ViTConfig)
-    config = torch.load(path, map_location="cpu", weights_only=True)["config"]
-    untrained = script.new_model(run, options, Config(**config)).blocks
+def evaluations(path):
+    """The evaluations of a run, as rows of curves.csv, from the .csv that its script wrote."""
+    # An init may contain a hyphen: query-key-seed0-lr0.002.csv
+    init, seed, lr = re.fullmatch(r"(.+)-seed(\d+)-lr(.+)\.csv", path.name).groups()
+    run = {"experiment": path.parent.name, "init": init, "seed": int(seed), "lr": float(lr)}
     rows = []
-    for layer, trained in enumerate(layouts.read_checkpoint(path)):
-        pair = (untrained[layer].attention, trained)
-        for i, product in enumerate(PRODUCTS):
-            means = [round(float(plot.two_products(a)[i].diagonal().mean()), 4) for a in pair]
-            rows.append(
-                Diagonal(folder.name, run.init, run.seed, run.lr, layer + 1, product, *means)
-            )
+    for row in read(path):
+        step, _, result = row.values()
+        rows.append(run | {"step": step, "result": result if is_finite(row) else math.nan})
+    return rows
+
+
+def diagonals(path, run):
+    """The diagonals in the checkpoint of a run, as rows of diagonals.csv. `run` is one of its
+    evaluations.
+    """
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    config, options = state["config"], state["options"]
+    script, Config = (train_lm, GPTConfig) if "stream" in config else (train_vit, ViTConfig)
+    strengths = [options[name] for name in ("qk_alpha", "qk_beta", "vp_alpha", "vp_beta")]
+    which = Run(run["init"], run["seed"], run["lr"])
+    # Both are made as the script made its model. One of them stays untrained.
+    models = [script.new_model(which, Config(**config), strengths) for _ in range(2)]
+    models[1].load_state_dict(state["model"])
+    rows = []
+    for i, blocks in enumerate(zip(*(model.blocks for model in models))):
+        both = zip(*(plot.two_products(block.attention) for block in blocks))
+        for product, matrices in zip(PRODUCTS, both):
+            means = [round(float(matrix.diagonal().mean()), 4) for matrix in matrices]
+            row = {"layer": i + 1, "product": product, "untrained": means[0], "trained": means[1]}
+            rows.append({"experiment": run["experiment"], **which._asdict(), **row})
     return rows
 
 
 def add(*folders):
-    """Put the finished runs of run folders into the three files."""
-    new = {name: [] for name in FILES}
+    """Put the finished runs of run folders into our .csv files.
+
+    A run is finished if it was evaluated eight times, or if it diverged. Raises ValueError for a
+    folder without any run.
+    """
     for folder in map(Path, folders):
-        runs = finished_runs(folder)
-        new["results.csv"] += [rows[-1] for rows in runs.values()]
-        for (init, seed, lr), rows in runs.items():
-            if folder.name in KEPT and seed == 0:
-                new["curves.csv"] += rows
-                new["diagonals.csv"] += diagonals(folder, Run(init, seed, lr))
-    for name, rows in new.items():
-        write(name, rows)
+        runs = {path: evaluations(path) for path in folder.resolve().glob("*-seed*-lr*.csv")}
+        if not runs:
+            raise ValueError(f"there are no runs in {folder}")
+        for path, rows in runs.items():
+            last = rows[-1]
+            if len(rows) == 8 or math.isnan(last["result"]):
+                write("results.csv", [last])
+                if last["experiment"] in ("text", "cifar", "text-long", "cifar-long"):
+                    write("curves.csv", rows)
+                if last["experiment"] in ("text-rates", "cifar-all") and last["seed"] == 0:
+                    write("diagonals.csv", diagonals(path.with_suffix(".pt"), last))
+
+
+@torch.no_grad()
+def streams():
+    """Write streams.csv: how much of the input is left in the residual stream of a new ViT.
+
+    The input is what the first layer reads of random images, whose pixels are N(0, 1). From it, and
+    from the stream after a layer, the mean over the images is subtracted at each position, which
+    leaves what tells the images apart; the number is the cosine between the two. At 1 the layers
+    have only scaled the input, and at 0 nothing of it is left. It is a mean over three seeds.
+    """
+    config = ViTConfig(image_size=32, patch_size=4, channels=3, dim=192, depth=12, heads=3)
+    layers = [1, 2, 4, 8, 12]
+    table = [["new ViT, value-projection", *(f"layer {layer}" for layer in layers)]]
+    for name, init, strengths in STREAMS:
+        cosines = []
+        for seed in range(3):
+            model = train_vit.new_model(Run(init, seed, 0.0), config, strengths)
+            # 32 images, as 64 patches of 4 x 4 pixels in 3 channels each
+            patches = torch.randn(32, 64, 48, generator=torch.Generator().manual_seed(seed))
+            stream = [model.embed(patches) + model.positions]
+            for block in model.blocks:
+                stream.append(block(stream[-1]))
+            stream = [(x - x.mean(0)).flatten() for x in stream]
+            cosines.append([torch.cosine_similarity(stream[0], stream[i], 0) for i in layers])
+        table.append([name, *map("{:.2f}".format, torch.tensor(cosines).mean(0).tolist())])
+    with open(DOCS / "streams.csv", "w") as file:
+        csv.writer(file, lineterminator="\n").writerows(table)
 
 
 # ---------------------------------------------------------------------------------------------
-# Tables
+# Tables. Here, `results` is {(experiment, init, rate): {seed: result}}.
 
 
-def select(results, experiment, lr, metric):
-    """The results that are reported: {init: {seed: result}}; and the rate of each init.
+def best_rate(results, line, init):
+    """The rate of an init with the best mean over the seeds that choose, and a note on it.
 
-    With the rate "best", each init has its own. The seeds that choose it are left out, here and in
-    all tables.
+    "(edge)" in the note says that no lower, or no higher, rate was tried: a better one may lie
+    beyond. The rate is None as long as there is none that both seeds have tried.
     """
-    found = defaultdict(lambda: defaultdict(dict))
-    for row in results:
-        if row.experiment == experiment:
-            found[row.init][row.lr][row.seed] = row.result
-    selected = defaultdict(dict)
-    chosen = {}
-    for init, rates in found.items():
-        chosen[init] = best_rate(rates, metric) if lr == "best" else lr
-        values = rates.get(chosen[init], {})
-        selected[init] = {seed: value for seed, value in values.items() if seed not in CHOOSING}
-    return selected, chosen
+    means = {
+        lr: statistics.mean(found[seed] for seed in CHOOSING)
+        for (*which, lr), found in results.items()
+        if which == [line.experiment, init] and CHOOSING <= found.keys()
+    }
+    finite = [lr for lr in means if math.isfinite(means[lr])]
+    better = max if line.metric == "accuracy" else min
+    best = better(finite, key=means.get, default=None)
+    tried = sorted(means)
+    return best, f" at {best} (edge)" if best in tried[:1] + tried[-1:] else f" at {best}"
 
 
-def best_rate(rates, metric):
-    """The rate with the best mean over the seeds that choose, from {rate: {seed: result}}.
-
-    None if one of these seeds is still missing at one of the rates.
-    """
-    if not all(CHOOSING <= values.keys() for values in rates.values()):
-        return None
-    means = {lr: statistics.mean(rates[lr][seed] for seed in CHOOSING) for lr in rates}
-    means = {lr: mean for lr, mean in means.items() if math.isfinite(mean)}
-    best = max if metric == "accuracy" else min
-    return best(means, key=means.get, default=None)
-
-
-def show(values, metric):
-    """The mean of {seed: result} ± its standard deviation, as text. Empty without results."""
-    return spread([*values.values()], STYLE[metric]) if values else ""
+def values(results, line, init):
+    """What is reported of an init in a line: {seed: result}, and a note on its rate."""
+    lr, note = best_rate(results, line, init) if line.lr == "best" else (line.lr, "")
+    found = results.get((line.experiment, init, lr), {})
+    if not found and line.experiment in VARIES:
+        # It is borrowed, at the seeds that this experiment has trained itself.
+        seeds = set().union(*(results[run] for run in results if run[0] == line.experiment))
+        found = results.get((VARIES[line.experiment], init, lr), {})
+        found = {seed: found[seed] for seed in found if seed in seeds}
+    return {seed: found[seed] for seed in found if seed not in CHOOSING}, note
 
 
-def show_gain(values, base, metric):
-    """`values` minus `base`, both {seed: result}, as text, on the seeds that they share."""
-    seeds = sorted(values.keys() & base.keys())
-    if values is base or not seeds:
-        return ""
-    return difference([values[seed] for seed in seeds], [base[seed] for seed in seeds], metric)
+def command(experiment):
+    """The command that trains an experiment, as experiments.sh prints it."""
+    # An empty variable is as good as none. So it does not matter where the data are here.
+    script = f'CIFAR10= SHAKESPEARE= RUN="echo python" bash {DOCS}/experiments.sh {experiment}'
+    return subprocess.check_output(["bash", "-c", script], text=True).strip()
 
 
-def init_table(results, title, lines, inits, gains):
-    """One of INIT_TABLES."""
-    table = [
-        [title, "experiment", "seeds", *inits, *(f"{init} minus {base}" for init, base in gains)]
-    ]
-    for name, experiment, lr, metric in lines:
-        selected, chosen = select(results, experiment, lr, metric)
-        seeds = max(len(selected[init]) for init in inits)
-        cells = [name, f"`{experiment}`", str(seeds or "not measured yet")]
-        for init in inits:
-            text = show(selected[init], metric)
-            if text and lr == "best":
-                text += f" at {chosen[init]:g}"
-            if text and len(selected[init]) < seeds:
-                text += f" (seeds: {len(selected[init])})"
-            cells.append(text)
-        cells += [show_gain(selected[init], selected[base], metric) for init, base in gains]
-        table.append(cells)
-    return markdown(table)
+def shared(results, *lines_and_inits):
+    """For each line and init, the list of its results at the seeds that all of them have."""
+    found = [values(results, line, init)[0] for line, init in lines_and_inits]
+    seeds = sorted(set.intersection(*map(set, found)))
+    return [[each[seed] for seed in seeds] for each in found]
 
 
-def part_table(results, lr, metric, lines):
-    """One of PART_TABLES."""
-    # The parts have three seeds. The inits that they are compared with have more.
-    results = [row for row in results if row.seed < 3]
-    found = {}
-    for name, experiment, init in lines:
-        found[name] = select(results, experiment, lr, metric)[0][init]
-    bases = [*found][:3]
-    table = [["init", "seeds", "result", *(f"minus {base}" for base in bases)]]
-    for name, values in found.items():
-        gains = [show_gain(values, found[base], metric) for base in bases]
-        seeds = str(len(values) or "not measured yet")
-        table.append([name, seeds, show(values, metric), *gains])
-    return markdown(table)
+def cell(results, line, column):
+    """One cell of a table, as text. Without results, it is empty."""
+    if column == "experiment":
+        return f"`{line.experiment}`"
+    if column == "command":
+        return f"`{command(line.experiment)}`"
+    if column == "seeds":
+        counts = {len(values(results, line, init)[0]) for init in [*INITS, line.init]} - {0}
+        return " to ".join(map(str, sorted(counts))) or "not measured yet"
+    if column.startswith("share "):
+        # What is left of mimetic's gain over this init when shuffled is subtracted instead
+        base = column.split()[-1]
+        lists = shared(results, (line, "mimetic"), (line, "shuffled"), (line, base))
+        if not lists[0]:
+            return ""
+        mimetic, shuffled, base = map(statistics.mean, lists)
+        return f"{(mimetic - shuffled) / (mimetic - base):.0%}"
+    if "minus " in column:
+        init, base = column.split("minus ")
+        first, second = (line, init.strip()), (line, base)
+        if not init:
+            # A part of the method is compared with the experiment that it varies.
+            varied = line._replace(experiment=VARIES.get(line.experiment, line.experiment))
+            first, second = (line, line.init), (varied, base)
+        ours, theirs = shared(results, first, second)
+        # The difference on a single seed would come without an error, so it is left out.
+        return "" if len(ours) < 2 or ours == theirs else difference(ours, theirs, line.metric)
+    found, note = values(results, line, line.init or column)
+    return spread([*found.values()], STYLE[line.metric]) + note if found else ""
 
 
-def markdown(table):
-    lines = [table[0], ["---"] * len(table[0]), *table[1:]]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+def fill(text, rows):
+    """The text of a page, with its tables made from `rows`, those of results.csv."""
+    results = defaultdict(dict)
+    for row in rows:
+        results[row["experiment"], row["init"], row["lr"]][row["seed"]] = row["result"]
 
-
-def fill(text, results):
-    """The text of a page, with every table made anew."""
-
-    def make(match):
-        name = match[1]
-        if name in INIT_TABLES:
-            table = init_table(results, *INIT_TABLES[name])
+    def markdown(match):
+        if match[1] == "streams":
+            titles, *table = csv.reader((DOCS / "streams.csv").read_text().splitlines())
         else:
-            table = part_table(results, *PART_TABLES[name])
-        return f"<!-- table {name} -->\n{table}<!-- end -->"
+            title, columns, lines = TABLES[match[1]]
+            titles = [title, *columns]
+            table = [
+                [line.name, *(cell(results, line, each) for each in columns)] for line in lines
+            ]
+        table = [titles, ["---"] * len(titles), *table]
+        text = "".join(f"| {' | '.join(cells)} |\n" for cells in table)
+        return f"<!-- table {match[1]} -->\n{text}<!-- end -->"
 
-    return re.sub(MARKED, make, text)
+    return re.sub(MARKED, markdown, text)
 
 
 # ---------------------------------------------------------------------------------------------
 # Pictures
 
 
-def draw(name, title, xlabel, panels, rows=1):
-    """Draw panels of lines, row by row, into the picture `name`.
-
-    A panel is (title, label of the y axis, lines). A line is (label, {x: values}, style), and it
-    goes through the means. A panel of which nothing is measured is left out.
-    """
-    panels = [panel for panel in panels if any(points for _, points, _ in panel[2])]
-    figure = plot.new_figure(4 * len(panels) / rows + 0.8, 2.9 * rows + 1.2)
-    grid = figure.subplots(rows, len(panels) // rows, squeeze=False)
-    for axes, (panel_title, ylabel, lines) in zip(grid.flat, panels):
-        for label, points, style in lines:
-            # Where a run diverged, there is no point.
-            means = [statistics.mean(values) for values in points.values()]
-            axes.plot([f"{x:g}" for x in points], means, label=label, **style)
-        axes.set(title=panel_title, ylabel=ylabel, xlabel=xlabel)
+def draw(name, title, file, x, inits, seeds, panels):
+    """Draw one of the PICTURES. A line goes through the means over the seeds."""
+    rows = read(DOCS / file)
+    down, across = (2, 2) if len(panels) == 4 else (1, len(panels))
+    figure = plot.new_figure(3 * across + 0.6, 2.9 * down + 1.2)
+    for axes, (panel_title, where, unit) in zip(figure.subplots(down, across).flat, panels):
+        ylabel, factor, _ = UNITS[unit]
+        shown = [row for row in rows if where.items() <= row.items() and row["seed"] in seeds]
+        ticks = sorted({row[x] for row in shown})
+        for init in inits:
+            for column in (column for column in COLUMNS if column in rows[0]):
+                points = {tick: [] for tick in ticks}
+                for row in shown:
+                    if row["init"] == init:
+                        points[row[x]].append(factor * row[column])
+                # Where nothing was measured, or a run diverged, there is no point.
+                means = [statistics.mean(values or [math.nan]) for values in points.values()]
+                label = init if column == "result" else f"{init}, {column}"
+                axes.plot(ticks, means, label=label, **plot.STYLES[init] | COLUMNS[column])
+        axes.set(title=panel_title, ylabel=ylabel, xlabel=XLABELS[x])
+        if x == "lr":
+            axes.set_xscale("log")
+            axes.minorticks_off()
+        if x != "step":
+            axes.set_xticks(ticks, map("{:g}".format, ticks))
     figure.legend(
         *axes.get_legend_handles_labels(), loc="outside lower center", ncols=5, handlelength=3
     )
     print(plot.save(figure, DOCS / name, title))
 
 
-def init_panels(panels, rows, x):
-    """For `draw`: a panel for each of `panels`, with the results against the column x of `rows`,
-    and a line per init.
-    """
-    drawn = []
-    for title, experiment, lr, metric in panels:
-        ylabel, factor, _ = plot.METRICS[metric]
-        lines = []
-        for init in INITS:
-            points = defaultdict(list)
-            for row in sorted(rows, key=lambda row: getattr(row, x)):
-                if row[:2] == (experiment, init) and lr in (None, row.lr):
-                    points[getattr(row, x)].append(factor * row.result)
-            lines.append((init, points, plot.STYLES[init]))
-        drawn.append((title, ylabel, lines))
-    return drawn
-
-
-def diagonal_panels(panels, rows):
-    """For `draw`: the means of both diagonals, a row of panels for each."""
-    drawn = []
-    for product, symbol in zip(PRODUCTS, plot.PRODUCTS):
-        for title, *experiment_and_lr in panels:
-            lines = []
-            for init in ("default", "mimetic"):
-                run = [row for row in rows if [row.experiment, row.lr] == experiment_and_lr]
-                run = [row for row in run if (row.init, row.product) == (init, product)]
-                for when, line, face in (("untrained", ":", "white"), ("trained", "-", None)):
-                    points = {row.layer: [getattr(row, when)] for row in run}
-                    style = {**plot.STYLES[init], "linestyle": line, "markerfacecolor": face}
-                    lines.append((f"{init}, {when}", points, style))
-            drawn.append((f"{title}\n{product}, {symbol}", "mean of the diagonal", lines))
-    return drawn
-
-
 def pages():
-    """Make the pictures anew that need no weights, and the tables of the pages."""
-    results = read("results.csv")
-    draw(
-        "rates.png",
-        "Mean of the two seeds that choose a rate",
-        "peak learning rate",
-        init_panels(RATES, [row for row in results if row.seed in CHOOSING], "lr"),
-    )
-    draw(
-        "curves.png",
-        "Five inits, one seed",
-        "training steps",
-        init_panels(CURVES, read("curves.csv"), "step"),
-    )
-    draw(
-        "diagonals.png",
-        "Both diagonals before and after the training, one seed",
-        "layer",
-        diagonal_panels(DIAGONALS, read("diagonals.csv")),
-        rows=2,
-    )
+    """Draw the PICTURES, and replace the tables of the pages."""
+    for name, picture in PICTURES.items():
+        draw(name, *picture)
     for page in PAGES:
-        page.write_text(fill(page.read_text(), results))
+        page.write_text(fill(page.read_text(), read(DOCS / "results.csv")))
         print(page)
+
+
+def read_layers(path, names, heads):
+    """The attention layers in a published file of weights: a list of Attention.
+
+    `names` are those of the four weights, with {} in the place of the layer. Raises ValueError for
+    a file without them.
+    """
+    from safetensors.torch import load_file
+
+    weights = {name: W.float() for name, W in load_file(path).items()}
+    layers = []
+    while names[0].format(len(layers)) in weights:
+        q, k, v, proj = (weights[name.format(len(layers))] for name in names)
+        # Several heads may share a head of keys and values. Each of them gets a copy.
+        shares = heads * len(k) // len(q)
+        k, v = (
+            W.unflatten(0, (shares, -1)).repeat_interleave(heads // shares, 0).flatten(0, 1)
+            for W in (k, v)
+        )
+        # LayerScale multiplies what comes out of the projection, the rows of an nn.Linear.
+        scale = weights.get(f"encoder.layer.{len(layers)}.layer_scale1.lambda1", torch.ones(1))
+        layers.append(linear.read(q, k, v, scale[:, None] * proj, heads))
+    if not layers:
+        raise ValueError(f"{path} has no {names[0].format(0)}")
+    return layers
 
 
 @torch.no_grad()
 def trained(dinov2, smollm2):
     """Draw both products in two trained networks, and in new ones of the same shapes: trained.png.
 
-    `dinov2` and `smollm2` are the weight files of facebook/dinov2-small and of
+    `dinov2` and `smollm2` are the files model.safetensors of facebook/dinov2-small and of
     HuggingFaceTB/SmolLM2-135M-Instruct. W_Q W_K^T is the mean of the heads. Prints the mean of each
-    diagonal, too.
+    diagonal, too. Raises ValueError for the file of another network.
     """
     # matplotlib needs Pillow, too.
     from PIL import Image
@@ -454,16 +593,15 @@ def trained(dinov2, smollm2):
     vit = ViT(ViTConfig(dim=384, depth=12, heads=6)).mimetic_init_()
     gpt = GPT(GPTConfig(dim=576, depth=30, heads=9)).mimetic_init_()
     networks = [
-        ("trained: DINOv2 ViT-S/14", layouts.read_checkpoint(dinov2, heads=6), (3, 7, 11)),
-        ("trained: SmolLM2-135M", layouts.read_checkpoint(smollm2, heads=9), (6, 16, 26)),
+        ("trained: DINOv2 ViT-S/14", read_layers(dinov2, DINOV2, heads=6), (3, 7, 11)),
+        ("trained: SmolLM2-135M", read_layers(smollm2, SMOLLM2, heads=9), (6, 16, 26)),
         ("new: ViT.mimetic_init_", [block.attention for block in vit.blocks], (3, 7, 11)),
         ("new: GPT.mimetic_init_", [block.attention for block in gpt.blocks], (6, 16, 26)),
     ]
     figure = plot.new_figure(9.6, 7.6)
     for part, (name, attentions, layers) in zip(figure.subfigures(2, 2).flat, networks):
         part.suptitle(name, fontweight="bold")
-        grid = part.subplots(2, 3)
-        for i, line in enumerate(grid):
+        for i, line in enumerate(part.subplots(2, 3)):
             # The weights of the networks differ in size. In standard deviations, they compare.
             matrices = [plot.two_products(attention)[i] for attention in attentions]
             matrices = [matrix / matrix.std() for matrix in matrices]
@@ -482,15 +620,14 @@ def trained(dinov2, smollm2):
     )
     # With 256 colors, the file is less than half as large.
     Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)
-    print(path)
 
 
-COMMANDS = {"add": add, "pages": pages, "trained": trained}
+COMMANDS = {"add": add, "streams": streams, "pages": pages, "trained": trained}
 
 if __name__ == "__main__":
     if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
         sys.exit(__doc__)
     try:
         COMMANDS[sys.argv[1]](*sys.argv[2:])
-    except (TypeError, ValueError, OSError) as error:
+    except (TypeError, ValueError, OSError, ImportError) as error:
         sys.exit(f"report.py: {error}")

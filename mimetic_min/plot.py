@@ -3,15 +3,16 @@
     curves            accuracy or loss against the training steps
     products          W_Q W_K^T and W_V W_proj, untrained and trained
     attention_maps    what the tokens attend to, untrained and trained
-    matrices          any matrices in a grid, with one color scale
+    draw              these three, for --plot
 
-Each function draws one picture (PNG) into the file `path` and returns `path`. `models` is
+Each of the first three draws one picture (PNG) into the file `path` and returns `path`. `models` is
 {init: (untrained, trained)}, where a model is anything with `.blocks[i].attention`, and an
 attention anything with `qk_product()`, `vp_product()` and `attention_map(x)`, as in vit.py.
 
 Only this file needs matplotlib. It uses no display.
 """
 
+import copy
 from math import ceil, log
 
 import numpy as np
@@ -47,21 +48,14 @@ WHEN = ("untrained", "trained")
 CORNER = 64
 
 
-def require_matplotlib():
-    """Return matplotlib's Figure. Raises ValueError if matplotlib is missing.
-
-    A script calls this before the training, because afterwards is too late.
-    """
+def new_figure(width, height):
+    """An empty figure of this size in inches. Raises ValueError if matplotlib is missing."""
     try:
         # Not pyplot, which may look for a display.
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ValueError("pictures need matplotlib: python -m pip install matplotlib") from error
-    return Figure
-
-
-def new_figure(width, height):
-    return require_matplotlib()(figsize=(width, height), layout="constrained")
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def save(figure, path, title):
@@ -104,8 +98,8 @@ def curves(path, rows, metric, title):
 
 def two_products(attention):
     """W_Q W_K^T, the mean of the heads, and W_V W_proj: two arrays (dim, dim)."""
-    both = (attention.qk_product().mean(0), attention.vp_product())
-    return [product.detach().float().cpu().numpy() for product in both]
+    products = (attention.qk_product().mean(0), attention.vp_product())
+    return [product.detach().float().cpu().numpy() for product in products]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -187,3 +181,25 @@ def attention_maps(path, models, batch, title):
         "gray_r",
         signed=False,
     )
+
+
+# ---------------------------------------------------------------------------------------------
+# All three, for a script
+
+
+def draw(folder, rows, untrained, metric, batch):
+    """Save all three pictures in a run folder, and print their paths.
+
+    `rows` are all runs, {Run: its rows}. `untrained` are the models whose weights are drawn, {Run:
+    model}, all with the same seed and rate. `batch` is what they read.
+    """
+    models = {}
+    for run, model in untrained.items():
+        trained = copy.deepcopy(model)
+        folder.load(run, model=trained)
+        models[run.init] = (model, trained)
+    title = f"{folder.path.name}, seed {run.seed}, lr {run.lr:g}"
+    every_row = [{**run._asdict(), **row} for run in rows for row in rows[run]]
+    print(curves(folder.path / "curves.png", every_row, metric, folder.path.name))
+    print(products(folder.path / "products.png", models, title))
+    print(attention_maps(folder.path / "attention.png", models, batch, title))

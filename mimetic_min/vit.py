@@ -30,12 +30,23 @@ from torch import nn
 # The method. A product of two weights should be near a target, alpha Z + beta I. Make the target,
 # then split it into two factors.
 
-# The method draws on the CPU and in float32, so that a seed gives the same for every model.
+# The method draws on the CPU and in float32, so that a seed gives the same numbers to every model.
 ON_CPU = {"device": "cpu", "dtype": torch.float32}
 
 
 def mimetic_target(dim, alpha, beta, generator=None):
-    """A = alpha Z + beta I, where Z has entries N(0, 1/dim). Returns A (dim, dim)."""
+    """A = alpha Z + beta I, where Z has entries N(0, 1/dim). Returns A (dim, dim).
+
+    `alpha`, from 0 to 1, is the size of the random part. `beta`, from -1 to 1, is the diagonal: its
+    sign and its size. Raises ValueError for a value out of range. The draws come from `generator`,
+    a torch.Generator on the CPU. Without one, they come from torch's own.
+    """
+    # Written this way around, NaN is out of range, too.
+    if not (0 <= alpha <= 1 and -1 <= beta <= 1):
+        raise ValueError(
+            "alpha must be between 0 and 1, and beta between -1 and 1, "
+            f"but they are {alpha} and {beta}"
+        )
     Z = torch.randn(dim, dim, generator=generator, **ON_CPU) / sqrt(dim)
     return alpha * Z + beta * torch.eye(dim, **ON_CPU)
 
@@ -51,24 +62,13 @@ def balanced_factors(A, rank):
     For example, A = [[0, 4], [1, 0]] has the singular values 4 and 1. At rank 2, L = [[2, 0],
     [0, 1]] and R = [[0, 2], [1, 0]]. At rank 1, L = [[2], [0]] and R = [[0, 2]]: their product
     [[0, 4], [0, 0]] keeps the 4 and loses the 1. (A column of L and its row of R may both come with
-    the other sign.)
+    the opposite sign.)
     """
     U, S, Vt = torch.linalg.svd(A)
     root = S[:rank].sqrt()
     L = U[:, :rank] * root
     R = root[:, None] * Vt[:rank]
     return L, R
-
-
-def check_strengths(**strengths):
-    """Raise ValueError for an alpha outside [0, 1] or a beta outside [-1, 1].
-
-    The names of the arguments must end in "alpha" or "beta". The error gives the name.
-    """
-    for name, value in strengths.items():
-        low = 0 if name.endswith("alpha") else -1
-        if not low <= value <= 1:
-            raise ValueError(f"{name} must be between {low} and 1, but it is {value}")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -96,7 +96,9 @@ class Attention(nn.Module):
         self.W_K = nn.Parameter(torch.empty(heads, dim, dim // heads))
         self.W_V = nn.Parameter(torch.empty(dim, dim))
         self.W_proj = nn.Parameter(torch.empty(dim, dim))
-        self.default_init_()
+        # The default: every entry N(0, 0.02^2), as in timm. (The GPT makes W_proj smaller.)
+        for W in self.parameters():
+            nn.init.normal_(W, std=0.02)
 
     def forward(self, x):  # (batch, tokens, dim)
         q, k = self.queries_and_keys(x)
@@ -137,10 +139,8 @@ class Attention(nn.Module):
         """W_V W_proj of the layer, which is the sum over its heads: (dim, dim)."""
         return self.W_V @ self.W_proj
 
-    # Mimetic initialization. `alpha`, from 0 to 1, is the size of the random part. `beta`, from -1
-    # to 1, is the diagonal: its sign and its size. A value out of range raises ValueError and
-    # changes nothing. The draws come from `generator`, a torch.Generator on the CPU, or else from
-    # torch's own.
+    # Mimetic initialization. The strengths alpha and beta, the generator and the ValueError are
+    # those of mimetic_target.
 
     @torch.no_grad()
     def query_key_init_(self, alpha, beta, generator=None):
@@ -149,7 +149,6 @@ class Attention(nn.Module):
         The cut to that rank keeps only part of the diagonal. With dim 192, 3 heads, and alpha and
         beta of 0.7, the diagonal has a mean of 0.39. With alpha 0, all heads would be equal.
         """
-        check_strengths(alpha=alpha, beta=beta)
         heads, dim, head_dim = self.W_Q.shape
         for head in range(heads):
             # Each head draws a Z of its own. With one Z for all, every head would look the same.
@@ -161,7 +160,6 @@ class Attention(nn.Module):
     @torch.no_grad()
     def value_projection_init_(self, alpha, beta, generator=None):
         """Set W_V and W_proj. W_V W_proj is the target itself: at full rank nothing is cut."""
-        check_strengths(alpha=alpha, beta=beta)
         dim = len(self.W_V)
         A = mimetic_target(dim, alpha, beta, generator)
         L, R = balanced_factors(A, rank=dim)
@@ -170,8 +168,6 @@ class Attention(nn.Module):
 
     def mimetic_init_(self, qk_alpha, qk_beta, vp_alpha, vp_beta, generator=None):
         """Set all four weights: first query-key, then value-projection."""
-        # All four strengths, before any weight is changed.
-        check_strengths(qk_alpha=qk_alpha, qk_beta=qk_beta, vp_alpha=vp_alpha, vp_beta=vp_beta)
         self.query_key_init_(qk_alpha, qk_beta, generator)
         self.value_projection_init_(vp_alpha, vp_beta, generator)
 
@@ -188,34 +184,6 @@ class Attention(nn.Module):
         Z = torch.randn(self.W_V.shape, generator=generator, **ON_CPU) / sqrt(len(self.W_V))
         self.W_V.copy_(Z)
         self.W_proj.copy_(vp_sign * Z.T)
-
-    @torch.no_grad()
-    def shuffle_(self, generator=None):
-        """The control: put the columns of both products, W_Q W_K^T and W_V W_proj, in random order.
-
-        Call it after `mimetic_init_`. The products keep their entries, singular values, norms and
-        rank. They lose only the alignment of rows with columns: the diagonal, and with it symmetry
-        and eigenvalues. So mimetic minus shuffled is what the alignment is worth, and shuffled
-        minus default is what larger weights are worth. Each head has an order of its own for
-        W_Q W_K^T.
-        """
-        # The columns of a product are those of its second factor: W_K^T of a head, or W_proj.
-        for factor in (*self.W_K.mT, self.W_proj):
-            order = torch.randperm(factor.shape[1], generator=generator, device="cpu")
-            factor.copy_(factor[:, order])
-
-    # Two usual initializations, to compare with
-
-    def default_init_(self):
-        """Every entry N(0, 0.02^2), as in timm. (The GPT makes W_proj smaller.)"""
-        for W in self.parameters():
-            nn.init.normal_(W, std=0.02)
-
-    def xavier_init_(self):
-        """Every entry uniform with variance 1/dim (Glorot and Bengio, 2010)."""
-        bound = sqrt(3 / len(self.W_V))
-        for W in self.parameters():
-            nn.init.uniform_(W, -bound, bound)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -236,18 +204,21 @@ class ViTConfig:
     position: str = "sincos"  # or "learned"
 
     def __post_init__(self):
-        for name in ("image_size", "patch_size", "channels", "classes", "dim", "depth", "heads"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number above 0, but it is {value}")
-        for part, whole in (("patch_size", "image_size"), ("heads", "dim")):
-            a, b = getattr(self, part), getattr(self, whole)
-            if b % a != 0:
-                raise ValueError(f"{part} must divide {whole}, but {a} does not divide {b}")
-        if self.position not in ("sincos", "learned"):
-            raise ValueError(f"position must be sincos or learned, but it is {self.position}")
-        if self.position == "sincos" and self.dim % 4 != 0:
-            raise ValueError(f"dim must be a multiple of 4 for sincos, but it is {self.dim}")
+        sizes = (self.image_size, self.patch_size, self.channels, self.classes)
+        if (
+            min(*sizes, self.dim, self.depth, self.heads) < 1
+            or self.image_size % self.patch_size != 0
+            or self.dim % self.heads != 0
+        ):
+            raise ValueError(
+                "every size must be above 0, patch_size must divide image_size, and heads must "
+                f"divide dim, but this is {self}"
+            )
+        if self.position != "learned" and (self.position != "sincos" or self.dim % 4 != 0):
+            raise ValueError(
+                "position must be learned, or sincos with a dim that is a multiple of 4, but it is "
+                f"{self.position} with a dim of {self.dim}"
+            )
 
 
 def sincos(positions, dim):

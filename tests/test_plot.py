@@ -7,44 +7,73 @@ import torch
 
 from mimetic_min import ViT, ViTConfig, plot
 
-# With five layers, the attention maps of the first, third and fifth are drawn.
-CONFIG = ViTConfig(image_size=2, patch_size=1, dim=16, depth=5, heads=2)
+# A model that attends to all of its four tokens alike, but in the third layer, to the past alone.
+PAST = ViT(ViTConfig(image_size=4))
+PAST.blocks[2].attention.causal = True
 
 
-def test_each_function_draws_a_png_and_returns_its_path(tmp_path):
-    pytest.importorskip("matplotlib")
-    models = {init: (ViT(CONFIG).mimetic_init_(), ViT(CONFIG)) for init in ("off", "mimetic")}
-    # A loss that is not finite, and an init without the second rate.
-    rows = [
-        {"init": init, "seed": seed, "lr": lr, "step": 10, "loss": loss}
-        for init, lr in (("mimetic", 0.1), ("xavier", 0.1), ("mimetic", 0.2))
-        for seed, loss in enumerate((2.0, float("nan")))
+@pytest.mark.parametrize(
+    "draw, arguments, panels",
+    [
+        (
+            plot.curves,
+            [
+                [
+                    {"init": "off", "seed": 0, "lr": 0.1, "step": 10, "loss": 3.0},
+                    {"init": "off", "seed": 0, "lr": 0.1, "step": 20, "loss": 2.0},
+                    {"init": "off", "seed": 1, "lr": 0.1, "step": 10, "loss": 4.0},
+                    {"init": "off", "seed": 1, "lr": 0.1, "step": 20, "loss": 2.5},
+                    {"init": "mimetic", "seed": 0, "lr": 0.2, "step": 10, "loss": 1.0},
+                ],
+                "loss",
+            ],
+            # A line for each init. Only one was trained with each rate.
+            [
+                ("learning rate 0.1", "training steps", [[3.5, 2.25], []]),
+                ("learning rate 0.2", "training steps", [[], [1.0]]),
+            ],
+        ),
+        (
+            plot.products,
+            [{"mimetic": (ViT(ViTConfig()), ViT(ViTConfig()).mimetic_init_(0, 0.8, 0, -0.4))}],
+            # Without noise, the cut from rank 64 to 16 leaves a quarter of 0.8.
+            [
+                ("$W_Q W_K^T$\nuntrained", "0.00", []),
+                ("$W_Q W_K^T$\ntrained", "0.20", []),
+                ("$W_V W_{proj}$\nuntrained", "0.00", []),
+                ("$W_V W_{proj}$\ntrained", "-0.40", []),
+            ],
+        ),
+        (
+            plot.attention_maps,
+            [{"default": (ViT(ViTConfig(image_size=4)), PAST)}, torch.randn(5, 1, 4, 4)],
+            # (1 + 1/2 + 1/3 + 1/4) / 4 is 0.52.
+            [
+                ("layer 1\nuntrained", "0.25", []),
+                ("layer 2\nuntrained", "0.25", []),
+                ("layer 3\nuntrained", "0.25", []),
+                ("layer 4\nuntrained", "0.25", []),
+                ("layer 1\ntrained", "0.25", []),
+                ("layer 2\ntrained", "0.25", []),
+                ("layer 3\ntrained", "0.52", []),
+                ("layer 4\ntrained", "0.25", []),
+            ],
+        ),
+    ],
+)
+def test_a_picture_is_a_png_of_the_right_numbers(draw, arguments, panels, tmp_path, monkeypatch):
+    """The title of each panel, the words or the number below it, and the heights of its lines"""
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    monkeypatch.setattr(plot, "new_figure", lambda width, height: figure)
+    assert draw(tmp_path / "picture", *arguments, "title").read_bytes().startswith(b"\x89PNG")
+    # After the panels comes the scale of the colors.
+    assert panels == [
+        (axes.get_title(), axes.get_xlabel(), [line.get_ydata().tolist() for line in axes.lines])
+        for axes in figure.axes[: len(panels)]
     ]
-    paths = [
-        plot.curves(tmp_path / "0", rows, "loss", "title"),
-        plot.products(tmp_path / "1", models, "title"),
-        plot.attention_maps(tmp_path / "2", models, torch.randn(3, 1, 2, 2), "title"),
-    ]
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
-
-
-def test_products_and_maps_stand_under_their_names(monkeypatch):
-    monkeypatch.setattr(plot, "matrices", lambda path, columns, rows, *args, **kwargs: rows["off"])
-    models = (ViT(CONFIG).mimetic_init_(), ViT(CONFIG).mimetic_init_())
-    drawn = plot.products(None, {"off": models}, "title")
-    assert drawn[1].tolist() == models[1].blocks[0].attention.qk_product().mean(0).tolist()
-    assert drawn[2].tolist() == models[0].blocks[0].attention.vp_product().tolist()
-
-    images = torch.randn(3, 1, 2, 2)
-    drawn = plot.attention_maps(None, {"off": models}, images, "title")
-    first, second, third, *_ = models[1].blocks
-    x = second(first(models[1].embed(images.flatten(2).mT) + models[1].positions))
-    expected = third.attention.attention_map(third.norm1(x)).mean((0, 1)).tolist()
-    # The same computation twice, in float32
-    assert drawn[4].tolist() == [pytest.approx(row, abs=1e-5) for row in expected]
 
 
 def test_without_matplotlib_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ValueError, match="pip install matplotlib"):
-        plot.require_matplotlib()
+        plot.new_figure(1, 1)

@@ -1,284 +1,183 @@
-"""Run folders: a stop loses nothing, and no damage goes unnoticed. And the closing table.
+"""Run folders: a stop loses nothing, and what does not fit is named and stays as it was."""
 
-The runs here are as short as can be: 16 steps of a model of width 8.
-"""
-
-import math
-import multiprocessing
 import os
-import re
-import shutil
-import sys
+from argparse import Namespace
 from pathlib import Path
-from unittest.mock import DEFAULT, Mock, patch
 
-import numpy as np
 import pytest
 import torch
 
-import train_lm
-import train_vit
-from mimetic_min import runs
+from mimetic_min import GPT, GPTConfig, runs
 
-ROOT = Path(train_lm.__file__).parent
-SCRIPTS = {"vit": train_vit, "lm": train_lm}
-SHAPE = "--device cpu --dim 8 --depth 1 --heads 2 --init off mimetic"
-TINY = {
-    "vit": f"{SHAPE} --limit 40 --batch-size 10 --epochs 4",
-    "lm": f"{SHAPE} --data {ROOT}/LICENSE --context 8 --steps 16 --sample 10",
-}
-both_scripts = pytest.mark.parametrize("task", SCRIPTS)
+RUN = runs.Run("mimetic", 0, 0.001)
+CHECKPOINT = Path("out", "mimetic-seed0-lr0.001.pt")
+TABLE = Path("out", "mimetic-seed0-lr0.001.csv")
+ROWS = [{"step": 5, "train_loss": 2.5, "loss": 2.0}, {"step": 10, "train_loss": 1.5, "loss": 1.0}]
 
 
-def call(task, words):
-    """main() of a script with these words on its command line. Returns the status of an exit."""
-    with patch.object(sys, "argv", [f"train_{task}.py", *TINY[task].split(), *words.split()]):
-        try:
-            SCRIPTS[task].main()
-        except SystemExit as end:
-            return end.code
+def a_folder(steps=10, dim=8, checksum=123):
+    return runs.Folder(Namespace(out="out", data="text", dim=dim), "lm", steps, checksum)
 
 
-def figures(folder):
-    """The rows of the log, each once, and all trained weights."""
-    return {
-        "rows": set(Path(folder, "log.csv").read_text().split("\n")),
-        **{
-            path.name: {name: W.tolist() for name, W in torch.load(path)["model"].items()}
-            for path in Path(folder).glob("*.pt")
-        },
-    }
+def a_model():
+    """A model and an optimizer, after one step."""
+    model = GPT(GPTConfig(context=4, dim=8, depth=1, heads=2))
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.zeros(1, 4, dtype=torch.long)).sum().backward()
+    optimizer.step()
+    return model, optimizer
+
+
+def saved(rows=ROWS):
+    """A folder in which the run RUN has these rows."""
+    folder = a_folder()
+    folder.save(RUN, rows, *a_model())
+    return folder
+
+
+def contents():
+    return {path: path.read_bytes() for path in Path("out").iterdir()}
 
 
 # ---------------------------------------------------------------------------------------------
-# Stopped, and gone on with
+# Saved and loaded
 
 
-@both_scripts
-@pytest.mark.parametrize("seconds, kept", [(1, 6), (1000, 7)])
-def test_ctrl_c_loses_only_what_came_after_the_newest_checkpoint(
-    task, seconds, kept, monkeypatch, capsys
-):
-    """Stopped in the middle of the 8th step. The last evaluation was after the 6th. If so many
-    seconds pass between two looks at the clock, there is a checkpoint after the 7th, too.
-    """
-    # All 16 steps, then a stop, then the rest.
-    clip = Mock(side_effect=[None] * 23 + [KeyboardInterrupt] + [None] * 16)
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clip)
-    clock = Mock(side_effect=range(0, 10**6, seconds))
-    monkeypatch.setattr(runs, "time", Mock(monotonic=clock))
-    call(task, "--init mimetic --out whole")
-    assert call(task, "--init mimetic --out run") == 130
-    assert capsys.readouterr().out.endswith("\nStopped. The same command resumes.\n")
-    assert call(task, "--init mimetic --out run") is None
-    assert clip.call_count == 16 + 8 + (16 - kept)
-    assert figures("run") == figures("whole")
+def test_what_was_saved_is_loaded():
+    folder = a_folder()
+    assert folder.load(RUN) == []
+    model, optimizer = a_model()
+    folder.save(RUN, ROWS[:1], model, optimizer)
+    other, other_optimizer = a_model()
+    assert folder.load(RUN, model=other, optimizer=other_optimizer) == ROWS[:1]
+    torch.testing.assert_close(other.state_dict(), model.state_dict(), rtol=0, atol=0)
+    states = [optimizer.state_dict()["state"], other_optimizer.state_dict()["state"]]
+    torch.testing.assert_close(*states, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("operations", range(14))
-def test_a_kill_before_any_file_operation_loses_nothing(operations, monkeypatch):
-    """Two runs of two evaluations: the log and the options, and then four times a checkpoint, its
-    move and a row. After so many operations comes the kill: StopIteration.
-    """
-    call("lm", "--steps 2 --out whole")
-    count = iter(range(operations))
-    with monkeypatch.context() as patch, pytest.raises(StopIteration):
-        for module, name in [(os, "link"), (torch, "save"), (os, "replace"), (runs, "open")]:
-            do = getattr(module, name, open)
-            killable = Mock(side_effect=lambda *a, do=do, **b: (next(count), do(*a, **b))[1])
-            patch.setattr(module, name, killable, raising=False)
-        call("lm", "--steps 2 --out run")
-    call("lm", "--steps 2 --out run")
-    assert figures("run") == figures("whole")
-    # No row stands twice, since its checkpoint came first.
-    assert Path("run", "log.csv").stat().st_size == Path("whole", "log.csv").stat().st_size
+def test_a_trained_model_is_built_from_its_checkpoint_alone():
+    saved()
+    state = torch.load(CHECKPOINT)
+    GPT(GPTConfig(**state["config"])).load_state_dict(state["model"])
 
 
-def test_kills_at_random_moments_lose_nothing(monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    context = multiprocessing.get_context("forkserver")
-    # The server imports all once, so that each process trains at once. AdamW needs the second one.
-    context.set_forkserver_preload(["test_runs", "torch._dynamo"])
-    call("lm", "--out whole")
-    for _ in range(6):
-        # Whoever leaves the pool ends its process.
-        with context.Pool(1) as pool:
-            pool.apply_async(call, ("lm", "--out run")).wait(np.random.uniform(0, 0.2))
-    call("lm", "--out run")
-    assert figures("run") == figures("whole")
+@pytest.mark.parametrize("torn", ["", "step,train_loss,loss\n5,2.5,2.0\n", "junk", None])
+def test_the_csv_file_has_the_rows_even_if_it_was_behind(torn):
+    """As after a kill between the two files of a run."""
+    folder = saved()
+    TABLE.unlink()
+    if torn is not None:
+        TABLE.write_text(torn)
+    assert folder.to_do([RUN]) == []
+    assert TABLE.read_text() == "step,train_loss,loss\n5,2.5,2.0\n10,1.5,1.0\n"
+
+
+@pytest.mark.parametrize(
+    "rows, ended",
+    [
+        ([], False),
+        (ROWS[:1], False),
+        (ROWS, True),
+        ([{"step": 5, "train_loss": float("nan"), "loss": 2.0}], True),
+        ([{"step": 5, "train_loss": 2.0, "loss": float("inf")}], True),
+    ],
+)
+def test_a_run_ends_at_its_last_step_or_where_it_diverges(rows, ended):
+    assert a_folder().has_ended(rows) == ended
+
+
+def test_a_failed_write_keeps_the_old_files_and_names_the_path(monkeypatch):
+    folder = saved(ROWS[:1])
+    before = contents()
+
+    def write_half(path, content):
+        path.touch()
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", write_half)
+        with pytest.raises(OSError, match=f"No space left on device: '{CHECKPOINT}'"):
+            folder.save(RUN, ROWS, *a_model())
+    assert contents() == before
+
+
+def test_a_finished_run_is_read_without_writing(monkeypatch):
+    """As in a folder that can only be read. (If root runs the tests, it may write anywhere.)"""
+    saved()
+    monkeypatch.delattr(Path, "write_bytes")
+    assert a_folder().to_do([RUN]) == []
 
 
 # ---------------------------------------------------------------------------------------------
-# Damaged, or not what it was
+# Damaged, or of another run
 
 
 class Bomb:
-    """Whoever unpickles it makes a file."""
+    """If it is unpickled, it makes a file."""
 
     def __reduce__(self):
-        return Path.touch, (Path("run", "boom"),)
-
-
-LOG = Path("run", "log.csv")
-OPTIONS = Path("run", "options.json")
-CHECKPOINT = Path("run", "mimetic-seed0-lr0.001.pt")
+        return Path.touch, (Path("boom"),)
 
 
 @pytest.mark.parametrize(
-    "change, words, status, answer",
+    "content",
     [
-        # What is missing is made again. A number that was torn looks like another number.
-        (lambda: None, "", None, "0 of 2 runs"),
-        (lambda: os.truncate(LOG, LOG.stat().st_size - 4), "", None, "0 of 2 runs"),
-        (lambda: os.truncate(LOG, 40), "", None, "0 of 2 runs"),
-        (lambda: LOG.unlink(), "", None, "0 of 2 runs"),
-        (lambda: CHECKPOINT.unlink(), "", None, "1 of 2 runs"),
-        (lambda: [LOG.unlink(), CHECKPOINT.unlink()], "", None, "1 of 2 runs"),
-        # What is damaged is named.
-        (lambda: CHECKPOINT.write_bytes(b""), "", 2, f"{CHECKPOINT} is damaged"),
-        (lambda: CHECKPOINT.write_bytes(b"junk"), "", 2, f"{CHECKPOINT} is damaged"),
-        (lambda: os.truncate(CHECKPOINT, 9999), "", 2, f"{CHECKPOINT} is damaged"),
-        # One bit, among the weights
-        (
-            lambda: CHECKPOINT.write_bytes(
-                bytes(byte ^ (i == 9999) for i, byte in enumerate(CHECKPOINT.read_bytes()))
-            ),
-            "",
-            2,
-            f"{CHECKPOINT} is damaged",
-        ),
-        (lambda: torch.save(Bomb(), CHECKPOINT), "", 2, f"{CHECKPOINT} is damaged"),
-        (lambda: OPTIONS.write_bytes(b""), "", 2, f"{OPTIONS} is damaged"),
-        (lambda: OPTIONS.write_bytes(b"\xff junk"), "", 2, f"{OPTIONS} is damaged"),
-        (lambda: OPTIONS.write_bytes(b"[1, 2]"), "", 2, f"{OPTIONS} is damaged"),
-        (lambda: torch.save(Bomb(), OPTIONS), "", 2, f"{OPTIONS} is damaged"),
-        (lambda: LOG.write_bytes(b""), "", 2, f"{LOG} is not a log of this script, or is damaged"),
-        (
-            lambda: LOG.write_bytes(b"\xff junk\n"),
-            "",
-            2,
-            f"{LOG} is not a log of this script, or is damaged",
-        ),
-        (
-            lambda: torch.save(Bomb(), LOG),
-            "",
-            2,
-            f"{LOG} is not a log of this script, or is damaged",
-        ),
-        # Another folder, or other options or data than those of the folder
-        (lambda: OPTIONS.unlink(), "", 2, "run has files, but it is no run folder"),
-        (lambda: None, "--dim 16 --seed 1", 2, "run has other options: dim is 8 there and 16 here"),
-        (lambda: None, "--dim 16 --vp-beta 0.2", 2, "vp_beta is -0.4 there and 0.2 here"),
-        (lambda: None, f"--data {ROOT}/train_lm.py", 2, "checksum of the data is"),
+        b"",
+        b"junk" * 1000,
+        Bomb(),
+        {"run": str(RUN), "options": Bomb(), "rows": ROWS},
+        [1, 2, 3],
+        a_model()[0].state_dict(),
+        {"run": str(RUN), "options": {}, "rows": ROWS},
+        {"run": "mimetic-seed1-lr0.001", "options": {}, "rows": ROWS, "model": {}, "optimizer": {}},
     ],
+    ids=["empty", "junk", "pickle", "options", "list", "state_dict", "no model", "another run"],
 )
-def test_the_same_command_makes_what_is_missing_or_names_what_is_wrong(
-    change, words, status, answer, capsys
-):
-    call("lm", "--lr 0.001 --out run")
-    whole = figures("run")
-    change()
-    before = {path: path.read_bytes() for path in Path("run").iterdir()}
-    assert call("lm", f"--lr 0.001 --out run {words}") == status
-    assert answer in "".join(capsys.readouterr())
-    if status == 2:
-        assert {path: path.read_bytes() for path in Path("run").iterdir()} == before
+def test_a_file_that_is_no_checkpoint_of_the_run_is_named(content):
+    folder = saved()
+    if isinstance(content, bytes):
+        CHECKPOINT.write_bytes(content)
     else:
-        assert figures("run") == whole
+        torch.save(content, CHECKPOINT)
+    model, optimizer = a_model()
+    with pytest.raises(ValueError, match=f"^{CHECKPOINT} cannot be read .* delete it"):
+        folder.load(RUN, model=model, optimizer=optimizer)
+    assert not Path("boom").exists()
 
 
-# ---------------------------------------------------------------------------------------------
-# More runs
-
-
-def test_without_out_the_same_options_find_their_folder_and_train_only_what_is_new(capsys):
-    more = "--init mimetic off --seed 0 1 --lr 0.002 0.001"
-    for words in ("--init off --lr 0.001", "--dim 16", more, f"{more} --out whole"):
-        call("lm", words)
-    found = re.findall("(.*) runs to train.* in (.*)", capsys.readouterr().out)
-    first, second = "runs/lm-LICENSE", "runs/lm-LICENSE-2"
-    assert found == [("1 of 1", first), ("2 of 2", second), ("7 of 8", first), ("8 of 8", "whole")]
-    assert figures(first) == figures("whole")
-
-
-def test_a_process_that_is_overtaken_while_it_makes_a_folder_keeps_what_is_there(monkeypatch):
-    """Before it can put a file there, another process has made the folder and trained all runs."""
-    call("lm", "--out whole")
-    link = Mock(
-        wraps=os.link,
-        side_effect=lambda *_: shutil.copytree("whole", "run", dirs_exist_ok=True) and DEFAULT,
-    )
-    monkeypatch.setattr(os, "link", link)
-    assert call("lm", "--out run") is None
-    assert [Path(call.args[1]).name for call in link.call_args_list] == ["options.json", "log.csv"]
-    assert figures("run") == figures("whole")
-
-
-# ---------------------------------------------------------------------------------------------
-# The closing table
-
-
-@both_scripts
-def test_a_run_that_diverges_ends_with_a_row_and_stands_so_in_the_table(task, capsys):
-    words = "--init mimetic --lr 1e30 0.001 --out run"
-    assert call(task, words) is None
-    (row,) = re.findall(r"mimetic,0,1e\+30,(\d+),.*nan.*\n", LOG.read_text())
-    assert int(row) < 16
-    assert re.search(r"\nmimetic +1e\+30 +diverged on 1 of 1", capsys.readouterr().out)
-    assert call(task, f"{words} --seed 0 1") is None
-    assert re.search(
-        r"^2 of 4 runs(.|\n)*\nmimetic +1e\+30 +diverged on 2 of 2", capsys.readouterr().out
-    )
+def test_a_checkpoint_that_was_torn_is_named():
+    folder = saved()
+    os.truncate(CHECKPOINT, 2000)
+    with pytest.raises(ValueError, match=f"^{CHECKPOINT} cannot be read .* delete it"):
+        folder.load(RUN)
 
 
 @pytest.mark.parametrize(
-    "metric, results, expected",
+    "change, sentence",
     [
-        # By hand: 70, 72, 74 is 72 ± 2, and 75, 75, 78 is 76 ± sqrt(3). The differences 5, 3, 4 are
-        # 4 ± 1 / sqrt(3), and 5, 4, 18 are 9 ± sqrt(61 / 3). A draw is not ahead.
-        (
-            "accuracy",
-            {
-                ("off", 0.1): [0.70, 0.71, 0.60],
-                ("default", 0.1): [0.70, 0.72, 0.74],
-                ("mimetic", 0.1): [0.75, 0.75, 0.78],
-                ("default", 0.02): [0.9, 0.9, 0.9],
-                ("mimetic", 0.02): [0.9, 0.9, 0.9],
-            },
-            """off|0.1|67.0% ± 6.1%|-5.0% ± 4.5% (0 of 3)|+9.0% ± 4.5% (3 of 3)
-            default|0.1|72.0% ± 2.0%|+4.0% ± 0.6% (3 of 3)
-            mimetic|0.1|76.0% ± 1.7%|+4.0% ± 0.6% (3 of 3)
-            default|0.02|90.0% ± 0.0%|+0.0% ± 0.0% (0 of 3)
-            mimetic|0.02|90.0% ± 0.0%|+0.0% ± 0.0% (0 of 3)""",
-        ),
-        # A bit is log(2) nats. A smaller loss is ahead.
-        (
-            "loss",
-            {
-                ("off", 0.1): [2.0, math.nan],
-                ("default", 0.1): [2.0, 2.2],
-                ("mimetic", 0.1): [1.8, 2.1],
-            },
-            """off|0.1|diverged on 1 of 2|diverged on 1 of 2
-            default|0.1|2.100 ± 0.141|3.030 ± 0.204|-0.150 ± 0.050 (2 of 2)
-            mimetic|0.1|1.950 ± 0.212|2.813 ± 0.306|-0.150 ± 0.050 (2 of 2)""",
-        ),
-        # One seed has no spread.
-        (
-            "accuracy",
-            {("off", 0.1): [0.5], ("default", 0.1): [0.5], ("mimetic", 0.1): [0.625]},
-            """off|0.1|50.0%|+0.0% (0 of 1)|+12.5% (1 of 1)
-            default|0.1|50.0%|+12.5% (1 of 1)
-            mimetic|0.1|62.5%|+12.5% (1 of 1)""",
-        ),
+        ({"dim": 16}, f"^{CHECKPOINT} was trained with dim 8, but this command has 16; give"),
+        ({"checksum": 456}, "with data checksum 123, but this .* 456; give another --out$"),
+        ({"steps": 0}, "^a run must have a step at least, but it has 0$"),
     ],
 )
-def test_the_table_has_means_spreads_and_differences_seed_by_seed(metric, results, expected):
-    rows = [
-        {"init": init, "seed": seed, "lr": lr, metric: values[seed]}
-        for seed in range(len(results["mimetic", 0.1]))
-        for (init, lr), values in results.items()
-    ]
-    lines = runs.table(rows, metric).splitlines()[1 : len(results) + 1]
-    # What would compare an init with itself is empty.
-    assert [re.sub(" {3,}", "|", line) for line in lines] == expected.split("\n" + 12 * " ")
+def test_other_options_are_named_and_nothing_is_lost(change, sentence):
+    saved()
+    before = contents()
+    with pytest.raises(ValueError, match=sentence):
+        a_folder(**change).to_do([RUN])
+    assert contents() == before
+
+
+# ---------------------------------------------------------------------------------------------
+# Several processes
+
+
+@pytest.mark.parametrize("ranks", ["012", "123"], ids=["from 0", "from 1"])
+def test_processes_share_the_runs(ranks, monkeypatch):
+    every_run = [runs.Run("mimetic", seed, 0.001) for seed in range(7)]
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    shares = []
+    for rank in ranks:
+        monkeypatch.setenv("RANK", rank)
+        shares += a_folder().to_do(every_run)
+    assert sorted(shares) == every_run

@@ -1,0 +1,62 @@
+"""What the scripts need to know of the machine: its terminal, its processes and its devices."""
+
+import os
+import sys
+from contextlib import contextmanager, suppress
+
+import torch
+
+
+@contextmanager
+def console():
+    """For the main function of a script: Ctrl-C ends it with a sentence instead of a traceback, and
+    a character that the output cannot show becomes a question mark.
+    """
+    # The output of a notebook shows every character, and cannot be reconfigured.
+    with suppress(AttributeError):
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("\nStopped. The same command resumes.")
+        raise SystemExit(130) from None
+
+
+def processes():
+    """The number of this process, counted from 0, and how many there are: RANK and WORLD_SIZE.
+
+    torchrun sets both. A job array that counts from 1 works as well: its last process becomes
+    number 0. Raises ValueError for anything else, and for one without the other.
+    """
+    rank = os.environ.get("RANK", "0")
+    world_size = os.environ.get("WORLD_SIZE", "1")
+    both_or_neither = ("RANK" in os.environ) == ("WORLD_SIZE" in os.environ)
+    are_numbers = rank.isdecimal() and world_size.isdecimal()
+    if not (both_or_neither and are_numbers and int(rank) <= int(world_size) > 0):
+        raise ValueError(
+            "WORLD_SIZE must be a whole number above 0, and RANK one from 0 to WORLD_SIZE, both or "
+            f"neither, but RANK is {os.environ.get('RANK')!r} and WORLD_SIZE is "
+            f"{os.environ.get('WORLD_SIZE')!r}"
+        )
+    return int(rank) % int(world_size), int(world_size)
+
+
+def use_device(name):
+    """The torch.device of this process for --device `name`.
+
+    Of several processes, each gets one CPU thread and, for "cuda", a GPU of its own where there are
+    enough. Raises ValueError for a device that torch does not have.
+    """
+    rank, world_size = processes()
+    if world_size > 1:
+        torch.set_num_threads(1)
+    # What is raised for a missing device depends on the device.
+    with suppress(Exception):
+        if name == "cuda":
+            # torchrun counts the processes of each machine in LOCAL_RANK. A job array does not.
+            local_rank = int(os.environ.get("LOCAL_RANK", rank))
+            name = f"cuda:{local_rank % torch.cuda.device_count()}"
+        return torch.ones(1, device=name).device
+    raise ValueError(
+        f"torch finds no device {name} here, with LOCAL_RANK {os.environ.get('LOCAL_RANK')}"
+    )
