@@ -24,10 +24,10 @@ three="--init default shuffled mimetic"
 two="--init shuffled mimetic"
 
 shakespeare="train_lm.py --data ${SHAKESPEARE:-shakespeare}"
-cifar="train_vit.py --data ${CIFAR10:-cifar10} --augment crop+flip --patch-size 4"
+cifar="train_vit.py --data ${CIFAR10:-cifar10}${CIFAR10:+ --augment crop+flip} --patch-size 4"
 small="$cifar --limit 5000"
 wide="$small --lr 1e-3 --dim 96 --depth 6 --heads 3"
-deep="$small --lr 1e-3 --dim 64 --depth 12 --heads 2"
+deep="$small --lr 1e-3 --depth 12 --heads 2"
 gpt2="train_lm.py --position learned --stream gpt2 $two --lr 1e-3 4e-3 --seed 0 1 2 --qk-alpha 0.1"
 
 # In `choose` are the options of the runs that choose. Their seeds are not reported.
@@ -76,7 +76,7 @@ case $name in
     cifar-qk-flipped)        c="$small --lr 1e-3 --init mimetic --qk-beta -0.7 --seed 0 1 2" ;;
     cifar-vp-flipped)        c="$small --lr 1e-3 --init mimetic --vp-beta 0.4 --seed 0 1 2" ;;
     # 12 layers, at several strengths
-    cifar-deep)              c="$deep $three --seed 0 1 2 3 4" ;;
+    cifar-deep)              c="$deep $three --seed 0 1 2" ;;
     cifar-deep-rates)        c="$deep $three --lr 5e-4 1e-3 2e-3 --seed 10 11" ;;
     cifar-deep-quarter)      c="$deep $two --seed 0 1 2 3 4 --vp-alpha 0.1 --vp-beta -0.1" choose="--seed 10" ;;
     cifar-deep-third)        c="$deep $two --seed 0 1 2 3 4 --vp-alpha 0.133 --vp-beta -0.133" choose="--seed 10" ;;

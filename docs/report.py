@@ -1,17 +1,16 @@
 """From finished runs to every table and picture of README.md and docs/.
 
     python docs/report.py add runs/text runs/cifar     finished runs into the .csv files here
-    python docs/report.py streams                      streams.csv, from new models
     python docs/report.py pages                        the tables and pictures, from the .csv files
+    python docs/report.py streams                      the table of streams, from new models
     python docs/report.py trained DINOV2 SMOLLM2       trained.png, from two published weight files
 
-`add` writes three files. A run is named by its experiment (the name of its folder), its init, its
+`add` writes two files. A run is named by its experiment (the name of its folder), its init, its
 seed and its peak learning rate. A result is an accuracy (0 to 1) or a loss (nats per byte), and nan
 if the run diverged.
 
     results.csv      a row per finished run: its result after the last step
-    curves.csv       a row per evaluation, for the runs that curves.png and long.png may draw
-    diagonals.csv    the mean of each diagonal, untrained and trained, for those in diagonals.png
+    curves.csv       a row per evaluation, for the runs that curves.png and long.png draw
 
 `pages` replaces everything between <!-- table NAME --> and <!-- end --> in the pages. Which runs go
 into which table and picture is said in the lists below.
@@ -31,7 +30,6 @@ sys.path.insert(0, str(DOCS.parent))
 
 import torch
 
-import train_lm
 import train_vit
 from mimetic_min import GPT, GPTConfig, ViT, ViTConfig, linear, plot
 from mimetic_min.runs import Run
@@ -46,8 +44,8 @@ PAGES = [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md"))]
 # favors the seeds that made it, results are reported only from other seeds.
 CHOOSING = {10, 11}
 
-# An experiment that varies another one, and trains only the inits that change. It borrows the
-# others, and only at the seeds that both have trained.
+# An experiment that varies another one, and trains only the inits that change. Tables borrow the
+# others, at the seeds that both have trained.
 VARIES = {
     "text-parts": "text",
     "text-qk-flipped": "text",
@@ -78,33 +76,26 @@ GAINS = ["mimetic minus default", "mimetic minus shuffled"]
 PARTS = ["seeds", "result", "minus default", "minus shuffled", "minus mimetic"]
 
 SUMMARY = [
-    Line("text, 1,000 steps, rate 0.004", "text-rates", 4e-3, "loss"),
-    Line("Tiny Shakespeare, 2,000 steps, rate 0.004", "shakespeare", 4e-3, "loss"),
-    Line("shifted digits, 40 epochs, rate 0.002", "digits-rates", 2e-3, "accuracy"),
-    Line("CIFAR-10, 5,000 images, 20 epochs, rate 0.002", "cifar-rates", 2e-3, "accuracy"),
-    Line("CIFAR-10, 50,000 images, 10 epochs, rate 0.001", "cifar-all", 1e-3, "accuracy"),
+    Line("text, 500 steps", "text", 4e-3, "loss"),
+    Line("Tiny Shakespeare, 2,000 steps", "shakespeare", 4e-3, "loss"),
+    Line("CIFAR-10, 5,000 images", "cifar", 1e-3, "accuracy"),
+    Line("CIFAR-10, 50,000 images", "cifar-all", 1e-3, "accuracy"),
+    Line("CIFAR-10, 12 layers", "cifar-deep", 1e-3, "accuracy"),
+    Line("shifted digits", "digits", 2e-3, "accuracy"),
 ]
 
 # The tables: the title of the first column, the other columns, the lines. Every column is called
 # what it shows, and `cell` reads these names.
 TABLES = {
-    "first": (
-        "data",
-        ["experiment", "seeds", *INITS, GAINS[1]],
-        [
-            Line("text, 500 steps, rate 0.004", "text", 4e-3, "loss"),
-            Line("shifted digits, 20 epochs, rate 0.002", "digits", 2e-3, "accuracy"),
-        ],
-    ),
     "summary": (
         "data",
-        ["default", "shuffled", "mimetic", GAINS[1], "seeds", "command"],
+        ["default", "shuffled", "mimetic", "seeds", "command"],
         SUMMARY,
     ),
     "shares": (
         "data",
         ["experiment", "seeds", "share of the gain over default", "share of the gain over xavier"],
-        [line for line in SUMMARY if line.metric == "loss" or line.experiment.startswith("cifar")],
+        SUMMARY[:4],
     ),
     "text": (
         "text",
@@ -112,7 +103,6 @@ TABLES = {
         [
             Line("500 steps", "text", 4e-3, "loss"),
             Line("1,000 steps, best rate", "text-rates", "best", "loss"),
-            Line("4,000 steps", "text-long", 4e-3, "loss"),
             Line("1,000 steps, width 256, 6 layers", "text-large", 2e-3, "loss"),
             Line("Tiny Shakespeare, 2,000 steps", "shakespeare", 4e-3, "loss"),
         ],
@@ -123,10 +113,7 @@ TABLES = {
         [
             Line("5,000 images, 20 epochs, rate 0.001", "cifar", 1e-3, "accuracy"),
             Line("the same, best rate", "cifar-rates", "best", "accuracy"),
-            Line("100 epochs, rate 0.001", "cifar-long", 1e-3, "accuracy"),
-            Line("learned positions, rate 0.001", "cifar-learned", 1e-3, "accuracy"),
             Line("width 96, 6 layers, 3 heads, rate 0.001", "cifar-wide", 1e-3, "accuracy"),
-            Line("the same, a third of the strengths", "cifar-wide-third", 1e-3, "accuracy"),
             Line("12 layers, 2 heads, rate 0.001", "cifar-deep", 1e-3, "accuracy"),
             Line("50,000 images, 10 epochs, rate 0.001", "cifar-all", 1e-3, "accuracy"),
             Line("50,000 images, 30 epochs, ViT-Tiny", "vit-tiny", 1e-3, "accuracy"),
@@ -212,10 +199,7 @@ TABLES = {
     ),
 }
 
-PRODUCTS = ("query-key", "value-projection")
-
-# The pictures: title, file, x axis, inits, seeds, and the panels. A panel has a title, what its
-# rows have in other columns, and the unit of its y axis.
+# The pictures: title, file, x axis, inits, seeds, and the panels: title, experiment and metric.
 PICTURES = {
     "rates.png": (
         "Mean of the two seeds that choose a rate",
@@ -224,9 +208,9 @@ PICTURES = {
         INITS,
         CHOOSING,
         [
-            ("text, 1,000 steps", {"experiment": "text-rates"}, "loss"),
-            ("shifted digits, 40 epochs", {"experiment": "digits-rates"}, "accuracy"),
-            ("CIFAR-10, 5,000 images", {"experiment": "cifar-rates"}, "accuracy"),
+            ("text, 1,000 steps", "text-rates", "loss"),
+            ("shifted digits, 40 epochs", "digits-rates", "accuracy"),
+            ("CIFAR-10, 5,000 images", "cifar-rates", "accuracy"),
         ],
     ),
     "curves.png": (
@@ -236,8 +220,8 @@ PICTURES = {
         INITS,
         [0],
         [
-            ("text, rate 0.004", {"experiment": "text"}, "loss"),
-            ("CIFAR-10, 5,000 images, rate 0.001", {"experiment": "cifar"}, "accuracy"),
+            ("text, rate 0.004", "text", "loss"),
+            ("CIFAR-10, 5,000 images, rate 0.001", "cifar", "accuracy"),
         ],
     ),
     "long.png": (
@@ -247,35 +231,10 @@ PICTURES = {
         ["default", "shuffled", "mimetic"],
         range(10),
         [
-            ("text, rate 0.004", {"experiment": "text-long"}, "loss"),
-            ("CIFAR-10, 5,000 images, rate 0.001", {"experiment": "cifar-long"}, "accuracy"),
+            ("text, rate 0.004", "text-long", "loss"),
+            ("CIFAR-10, 5,000 images, rate 0.001", "cifar-long", "accuracy"),
         ],
     ),
-    "diagonals.png": (
-        "Both diagonals before and after training, one seed",
-        "diagonals.csv",
-        "layer",
-        ["default", "mimetic"],
-        [0],
-        [
-            (f"{title}\n{name}, {symbol}", {"experiment": experiment, "product": name}, "mean")
-            for name, symbol in zip(PRODUCTS, plot.PRODUCTS)
-            for title, experiment in (
-                ("text, 1,000 steps", "text-rates"),
-                ("CIFAR-10, 50,000 images", "cifar-all"),
-            )
-        ],
-    ),
-}
-
-XLABELS = {"lr": "peak learning rate", "step": "training steps", "layer": "layer"}
-UNITS = plot.METRICS | {"mean": ("mean of the diagonal", 1, None)}
-
-# What is drawn of a row, and how its line differs from that of its init
-COLUMNS = {
-    "result": {},
-    "untrained": {"linestyle": ":", "markerfacecolor": "white"},
-    "trained": {"linestyle": "-"},
 }
 
 # The names of the four weights of layer {} in two published files
@@ -302,10 +261,10 @@ MARKED = r"<!-- table (\S+) -->\n(?:\|.*\n)*<!-- end -->"
 # ---------------------------------------------------------------------------------------------
 # The .csv files. Here, a row is a dict with these types.
 
-TYPES = {"experiment": str, "init": str, "product": str, "seed": int, "step": int, "layer": int}
+TYPES = {"experiment": str, "init": str, "seed": int, "step": int}
 
 # How many columns say which row it is
-KEYS = {"results.csv": 4, "curves.csv": 5, "diagonals.csv": 6}
+KEYS = {"results.csv": 4, "curves.csv": 5}
 
 
 def read(path):
@@ -337,74 +296,19 @@ def evaluations(path):
     return rows
 
 
-def diagonals(path, run):
-    """The diagonals in the checkpoint of a run, as rows of diagonals.csv. `run` is one of its
-    evaluations.
-    """
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    config, options = state["config"], state["options"]
-    script, Config = (train_lm, GPTConfig) if "stream" in config else (train_vit, ViTConfig)
-    strengths = [options[name] for name in ("qk_alpha", "qk_beta", "vp_alpha", "vp_beta")]
-    which = Run(run["init"], run["seed"], run["lr"])
-    # Both are made as the script made its model. One of them stays untrained.
-    models = [script.new_model(which, Config(**config), strengths) for _ in range(2)]
-    models[1].load_state_dict(state["model"])
-    rows = []
-    for i, blocks in enumerate(zip(*(model.blocks for model in models))):
-        both = zip(*(plot.two_products(block.attention) for block in blocks))
-        for product, matrices in zip(PRODUCTS, both):
-            means = [round(float(matrix.diagonal().mean()), 4) for matrix in matrices]
-            row = {"layer": i + 1, "product": product, "untrained": means[0], "trained": means[1]}
-            rows.append({"experiment": run["experiment"], **which._asdict(), **row})
-    return rows
-
-
 def add(*folders):
     """Put the finished runs of run folders into our .csv files.
 
-    A run is finished if it was evaluated eight times, or if it diverged. Raises ValueError for a
-    folder without any run.
+    A run is finished if it was evaluated eight times, or if it diverged.
     """
     for folder in map(Path, folders):
-        runs = {path: evaluations(path) for path in folder.resolve().glob("*-seed*-lr*.csv")}
-        if not runs:
-            raise ValueError(f"there are no runs in {folder}")
-        for path, rows in runs.items():
+        for path in sorted(folder.resolve().glob("*-seed*-lr*.csv")):
+            rows = evaluations(path)
             last = rows[-1]
             if len(rows) == 8 or math.isnan(last["result"]):
                 write("results.csv", [last])
                 if last["experiment"] in ("text", "cifar", "text-long", "cifar-long"):
                     write("curves.csv", rows)
-                if last["experiment"] in ("text-rates", "cifar-all") and last["seed"] == 0:
-                    write("diagonals.csv", diagonals(path.with_suffix(".pt"), last))
-
-
-@torch.no_grad()
-def streams():
-    """Write streams.csv: how much of the input is left in the residual stream of a new ViT.
-
-    The input is what the first layer reads of random images, whose pixels are N(0, 1). From it, and
-    from the stream after a layer, the mean over the images is subtracted at each position, which
-    leaves what tells the images apart; the number is the cosine between the two. At 1 the layers
-    have only scaled the input, and at 0 nothing of it is left. It is a mean over three seeds.
-    """
-    config = ViTConfig(image_size=32, patch_size=4, channels=3, dim=192, depth=12, heads=3)
-    layers = [1, 2, 4, 8, 12]
-    table = [["new ViT, value-projection", *(f"layer {layer}" for layer in layers)]]
-    for name, init, strengths in STREAMS:
-        cosines = []
-        for seed in range(3):
-            model = train_vit.new_model(Run(init, seed, 0.0), config, strengths)
-            # 32 images, as 64 patches of 4 x 4 pixels in 3 channels each
-            patches = torch.randn(32, 64, 48, generator=torch.Generator().manual_seed(seed))
-            stream = [model.embed(patches) + model.positions]
-            for block in model.blocks:
-                stream.append(block(stream[-1]))
-            stream = [(x - x.mean(0)).flatten() for x in stream]
-            cosines.append([torch.cosine_similarity(stream[0], stream[i], 0) for i in layers])
-        table.append([name, *map("{:.2f}".format, torch.tensor(cosines).mean(0).tolist())])
-    with open(DOCS / "streams.csv", "w") as file:
-        csv.writer(file, lineterminator="\n").writerows(table)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -433,8 +337,10 @@ def values(results, line, init):
     """What is reported of an init in a line: {seed: result}, and a note on its rate."""
     lr, note = best_rate(results, line, init) if line.lr == "best" else (line.lr, "")
     found = results.get((line.experiment, init, lr), {})
-    if not found and line.experiment in VARIES:
-        # It is borrowed, at the seeds that this experiment has trained itself.
+    # An init that depends on the strengths is borrowed only where a part of the method is compared
+    # with it. Elsewhere it would be taken for one of this experiment that is not measured yet.
+    borrows = line.experiment in VARIES and (line.init or init in INITS[:3])
+    if borrows and not found:
         seeds = set().union(*(results[run] for run in results if run[0] == line.experiment))
         found = results.get((VARIES[line.experiment], init, lr), {})
         found = {seed: found[seed] for seed in found if seed in seeds}
@@ -445,7 +351,7 @@ def command(experiment):
     """The command that trains an experiment, as experiments.sh prints it."""
     # An empty variable is as good as none. So it does not matter where the data are here.
     script = f'CIFAR10= SHAKESPEARE= RUN="echo python" bash {DOCS}/experiments.sh {experiment}'
-    return subprocess.check_output(["bash", "-c", script], text=True).strip()
+    return subprocess.check_output(["bash", "-c", script], text=True).partition(" --out")[0]
 
 
 def shared(results, *lines_and_inits):
@@ -463,7 +369,7 @@ def cell(results, line, column):
         return f"`{command(line.experiment)}`"
     if column == "seeds":
         counts = {len(values(results, line, init)[0]) for init in [*INITS, line.init]} - {0}
-        return " to ".join(map(str, sorted(counts))) or "not measured yet"
+        return " or ".join(map(str, sorted(counts))) or "not measured yet"
     if column.startswith("share "):
         # What is left of mimetic's gain over this init when shuffled is subtracted instead
         base = column.split()[-1]
@@ -492,20 +398,14 @@ def fill(text, rows):
     for row in rows:
         results[row["experiment"], row["init"], row["lr"]][row["seed"]] = row["result"]
 
-    def markdown(match):
-        if match[1] == "streams":
-            titles, *table = csv.reader((DOCS / "streams.csv").read_text().splitlines())
-        else:
-            title, columns, lines = TABLES[match[1]]
-            titles = [title, *columns]
-            table = [
-                [line.name, *(cell(results, line, each) for each in columns)] for line in lines
-            ]
-        table = [titles, ["---"] * len(titles), *table]
+    def make(match):
+        title, columns, lines = TABLES[match[1]]
+        table = [[line.name, *(cell(results, line, each) for each in columns)] for line in lines]
+        table = [[title, *columns], ["---"] * (1 + len(columns)), *table]
         text = "".join(f"| {' | '.join(cells)} |\n" for cells in table)
         return f"<!-- table {match[1]} -->\n{text}<!-- end -->"
 
-    return re.sub(MARKED, markdown, text)
+    return re.sub(MARKED, make, text)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -514,29 +414,22 @@ def fill(text, rows):
 
 def draw(name, title, file, x, inits, seeds, panels):
     """Draw one of the PICTURES. A line goes through the means over the seeds."""
-    rows = read(DOCS / file)
-    down, across = (2, 2) if len(panels) == 4 else (1, len(panels))
-    figure = plot.new_figure(3 * across + 0.6, 2.9 * down + 1.2)
-    for axes, (panel_title, where, unit) in zip(figure.subplots(down, across).flat, panels):
-        ylabel, factor, _ = UNITS[unit]
-        shown = [row for row in rows if where.items() <= row.items() and row["seed"] in seeds]
-        ticks = sorted({row[x] for row in shown})
+    rows = [row for row in read(DOCS / file) if row["seed"] in seeds]
+    figure = plot.new_figure(9, 4.1)
+    for axes, (panel_title, experiment, metric) in zip(figure.subplots(1, len(panels)), panels):
+        ylabel, factor, _ = plot.METRICS[metric]
         for init in inits:
-            for column in (column for column in COLUMNS if column in rows[0]):
-                points = {tick: [] for tick in ticks}
-                for row in shown:
-                    if row["init"] == init:
-                        points[row[x]].append(factor * row[column])
-                # Where nothing was measured, or a run diverged, there is no point.
-                means = [statistics.mean(values or [math.nan]) for values in points.values()]
-                label = init if column == "result" else f"{init}, {column}"
-                axes.plot(ticks, means, label=label, **plot.STYLES[init] | COLUMNS[column])
-        axes.set(title=panel_title, ylabel=ylabel, xlabel=XLABELS[x])
+            points = defaultdict(list)
+            for row in rows:
+                if (row["experiment"], row["init"]) == (experiment, init):
+                    points[row[x]].append(factor * row["result"])
+            means = [statistics.mean(points[tick]) for tick in sorted(points)]
+            axes.plot(sorted(points), means, label=init, **plot.STYLES[init])
+        axes.set(title=panel_title, ylabel=ylabel, xlabel="training steps")
         if x == "lr":
-            axes.set_xscale("log")
+            axes.set(xlabel="peak learning rate", xscale="log")
             axes.minorticks_off()
-        if x != "step":
-            axes.set_xticks(ticks, map("{:g}".format, ticks))
+            axes.set_xticks(sorted(points), map("{:g}".format, sorted(points)))
     figure.legend(
         *axes.get_legend_handles_labels(), loc="outside lower center", ncols=5, handlelength=3
     )
@@ -549,7 +442,38 @@ def pages():
         draw(name, *picture)
     for page in PAGES:
         page.write_text(fill(page.read_text(), read(DOCS / "results.csv")))
-        print(page)
+
+
+# ---------------------------------------------------------------------------------------------
+# New and trained networks
+
+
+@torch.no_grad()
+def streams():
+    """Print a table: how much of the input is left in the residual stream of a new ViT.
+
+    The input is what the first layer reads of random images, whose pixels are N(0, 1). From it, and
+    from the stream after a layer, the mean over the images is subtracted at each position, which
+    leaves what tells the images apart; the number is the cosine between the two. At 1 the layers
+    have only scaled the input, and at 0 nothing of it is left. It is a mean over three seeds.
+    """
+    config = ViTConfig(image_size=32, patch_size=4, channels=3, dim=192, depth=12, heads=3)
+    layers = [1, 2, 4, 8, 12]
+    print("| new ViT, value-projection |", " | ".join(f"layer {i}" for i in layers), "|")
+    print("| ---" * (1 + len(layers)), "|")
+    for name, init, strengths in STREAMS:
+        cosines = []
+        for seed in range(3):
+            model = train_vit.new_model(Run(init, seed, 0.0), config, strengths)
+            # 32 images, as 64 patches of 4 x 4 pixels in 3 channels each
+            patches = torch.randn(32, 64, 48, generator=torch.Generator().manual_seed(seed))
+            stream = [model.embed(patches) + model.positions]
+            for block in model.blocks:
+                stream.append(block(stream[-1]))
+            stream = [(x - x.mean(0)).flatten() for x in stream]
+            cosines.append([torch.cosine_similarity(stream[0], stream[i], 0) for i in layers])
+        means = torch.tensor(cosines).mean(0).tolist()
+        print(f"| {name} |", " | ".join(map("{:.2f}".format, means)), "|")
 
 
 def read_layers(path, names, heads):
@@ -603,10 +527,10 @@ def trained(dinov2, smollm2):
         part.suptitle(name, fontweight="bold")
         for i, line in enumerate(part.subplots(2, 3)):
             # The weights of the networks differ in size. In standard deviations, they compare.
-            matrices = [plot.two_products(attention)[i] for attention in attentions]
-            matrices = [matrix / matrix.std() for matrix in matrices]
+            products = (plot.two_products(attention)[i] for attention in attentions)
+            matrices = [product / product.std() for product in products]
             means = [f"{matrix.diagonal().mean():.1f}" for matrix in matrices]
-            print(f"{name}, {PRODUCTS[i]}, layer by layer: {' '.join(means)}")
+            print(f"{name}, {plot.PRODUCTS[i]}, layer by layer: {' '.join(means)}")
             line[0].set_ylabel(plot.PRODUCTS[i])
             for axes, layer in zip(line, layers):
                 corner = matrices[layer - 1][: plot.CORNER, : plot.CORNER]

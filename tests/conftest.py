@@ -1,16 +1,8 @@
-"""What all tests share: the import path, one thread, Hypothesis, an empty folder for each test, and
-the option --implementation.
-"""
-
-import sys
-from pathlib import Path
+"""What all tests share: one thread, Hypothesis, an empty folder each, and --implementation."""
 
 import pytest
 import torch
 from hypothesis import Phase, settings
-
-# The tests find the project from any folder.
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 # The matrices are small. More threads would only wait for each other.
 torch.set_num_threads(1)
@@ -32,7 +24,7 @@ def pytest_addoption(parser):
         "--implementation",
         metavar="FILE",
         help="test the code in this Python file, instead of the project's own"
-        " (tests/test_method.py and tests/test_lesson.py say what the file must have)",
+        " (tests/test_method.py says what it must have)",
     )
 
 

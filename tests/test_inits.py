@@ -88,11 +88,6 @@ def test_an_init_sets_the_weights_and_diagonals_that_its_help_names(name, change
         assert found == pytest.approx([qk, qk, qk, mean], abs=0.15)
 
 
-def test_off_makes_value_and_projection_zero():
-    for layer in layers_after(inits.off):
-        assert not layer.W_V.any() and not layer.W_proj.any()
-
-
 def test_xavier_is_uniform_with_variance_1_over_dim():
     for W in layers_after(inits.xavier)[0].parameters():
         assert has_variance(W, 1 / 48)

@@ -104,7 +104,7 @@ def test_text_is_made_from_the_past_alone():
     generator.
     """
     model = shaken(small_model(gpt))
-    tokens = torch.randint(16, (4, 9))
+    tokens = torch.randint(16, (100, 9))
     torch.testing.assert_close(model(tokens[:, :5]), model(tokens)[:, :5])
     drawn = model.generate(tokens, 12, generator=seeded(0))
     assert torch.equal(drawn, model.generate(tokens, 12, generator=seeded(0)))
@@ -125,7 +125,9 @@ def test_positions_are_sines_and_cosines():
     assert np.allclose(small_model(vit).positions, patches, atol=CLOSE)
     assert np.allclose(small_model(gpt).positions, places, atol=CLOSE)
     # Their root mean square is sqrt(1/2), and GPT-2's stream needs 0.02.
-    assert np.allclose(small_model(gpt, stream="gpt2").positions, 0.02 * sqrt(2) * places, atol=CLOSE)
+    assert np.allclose(
+        small_model(gpt, stream="gpt2").positions, 0.02 * sqrt(2) * places, atol=CLOSE
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,14 @@
-"""Run folders: a stop loses nothing, and what does not fit is named and stays as it was."""
+"""Runs: a stop loses nothing, what does not fit is named, processes share them, and the table."""
 
-import os
+import math
+import re
 from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import torch
 
-from mimetic_min import GPT, GPTConfig, runs
+from mimetic_min import GPT, GPTConfig, machine, runs, table
 
 RUN = runs.Run("mimetic", 0, 0.001)
 CHECKPOINT = Path("out", "mimetic-seed0-lr0.001.pt")
@@ -53,12 +54,6 @@ def test_what_was_saved_is_loaded():
     torch.testing.assert_close(other.state_dict(), model.state_dict(), rtol=0, atol=0)
     states = [optimizer.state_dict()["state"], other_optimizer.state_dict()["state"]]
     torch.testing.assert_close(*states, rtol=0, atol=0)
-
-
-def test_a_trained_model_is_built_from_its_checkpoint_alone():
-    saved()
-    state = torch.load(CHECKPOINT)
-    GPT(GPTConfig(**state["config"])).load_state_dict(state["model"])
 
 
 @pytest.mark.parametrize("torn", ["", "step,train_loss,loss\n5,2.5,2.0\n", "junk", None])
@@ -124,6 +119,7 @@ class Bomb:
     [
         b"",
         b"junk" * 1000,
+        b"PK\x03\x04 as a checkpoint begins",
         Bomb(),
         {"run": str(RUN), "options": Bomb(), "rows": ROWS},
         [1, 2, 3],
@@ -131,7 +127,17 @@ class Bomb:
         {"run": str(RUN), "options": {}, "rows": ROWS},
         {"run": "mimetic-seed1-lr0.001", "options": {}, "rows": ROWS, "model": {}, "optimizer": {}},
     ],
-    ids=["empty", "junk", "pickle", "options", "list", "state_dict", "no model", "another run"],
+    ids=[
+        "empty",
+        "junk",
+        "torn",
+        "pickle",
+        "options",
+        "list",
+        "state_dict",
+        "no model",
+        "another run",
+    ],
 )
 def test_a_file_that_is_no_checkpoint_of_the_run_is_named(content):
     folder = saved()
@@ -143,13 +149,6 @@ def test_a_file_that_is_no_checkpoint_of_the_run_is_named(content):
     with pytest.raises(ValueError, match=f"^{CHECKPOINT} cannot be read .* delete it"):
         folder.load(RUN, model=model, optimizer=optimizer)
     assert not Path("boom").exists()
-
-
-def test_a_checkpoint_that_was_torn_is_named():
-    folder = saved()
-    os.truncate(CHECKPOINT, 2000)
-    with pytest.raises(ValueError, match=f"^{CHECKPOINT} cannot be read .* delete it"):
-        folder.load(RUN)
 
 
 @pytest.mark.parametrize(
@@ -169,15 +168,104 @@ def test_other_options_are_named_and_nothing_is_lost(change, sentence):
 
 
 # ---------------------------------------------------------------------------------------------
-# Several processes
+# The machine: several processes, and devices
 
 
-@pytest.mark.parametrize("ranks", ["012", "123"], ids=["from 0", "from 1"])
-def test_processes_share_the_runs(ranks, monkeypatch):
-    every_run = [runs.Run("mimetic", seed, 0.001) for seed in range(7)]
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    shares = []
-    for rank in ranks:
-        monkeypatch.setenv("RANK", rank)
-        shares += a_folder().to_do(every_run)
-    assert sorted(shares) == every_run
+def set_variables(monkeypatch, **environment):
+    for name, value in environment.items():
+        if value is not None:
+            monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize(
+    "rank, world_size, expected",
+    [
+        (None, None, (0, 1)),
+        ("0", "2", (0, 2)),
+        ("1", "2", (1, 2)),
+        # The last process of a job array that counts from 1
+        ("2", "2", (0, 2)),
+    ],
+)
+def test_the_number_of_a_process(rank, world_size, expected, monkeypatch):
+    set_variables(monkeypatch, RANK=rank, WORLD_SIZE=world_size)
+    assert machine.processes() == expected
+
+
+@pytest.mark.parametrize(
+    "rank, world_size",
+    [
+        ("", "2"),
+        ("0", ""),
+        ("one", "2"),
+        ("1", "two"),
+        ("1.0", "2"),
+        ("-1", "2"),
+        ("3", "2"),
+        ("0", "0"),
+        ("0", "-2"),
+        ("0", None),
+        (None, "2"),
+    ],
+)
+def test_a_wrong_rank_or_world_size_is_named(rank, world_size, monkeypatch):
+    set_variables(monkeypatch, RANK=rank, WORLD_SIZE=world_size)
+    with pytest.raises(ValueError, match=f"RANK is {rank!r} and WORLD_SIZE is {world_size!r}$"):
+        machine.processes()
+
+
+# ---------------------------------------------------------------------------------------------
+# The closing table, with figures that can be checked by hand
+
+
+@pytest.mark.parametrize(
+    "metric, results, expected",
+    [
+        # By hand: 70, 72, 74 is 72 ± 2, and 75, 75, 78 is 76 ± sqrt(3). The differences 5, 3, 4 are
+        # 4 ± 1 / sqrt(3), and 5, 4, 18 are 9 ± sqrt(61 / 3). A draw is not ahead.
+        (
+            "accuracy",
+            {
+                ("off", 0.1): [0.70, 0.71, 0.60],
+                ("default", 0.1): [0.70, 0.72, 0.74],
+                ("mimetic", 0.1): [0.75, 0.75, 0.78],
+                ("default", 0.02): [0.9, 0.9, 0.9],
+                ("mimetic", 0.02): [0.9, 0.9, 0.9],
+            },
+            """off|0.1|67.0% ± 6.1%|-5.0% ± 4.5% (0 of 3)|+9.0% ± 4.5% (3 of 3)
+            default|0.1|72.0% ± 2.0%|+4.0% ± 0.6% (3 of 3)
+            mimetic|0.1|76.0% ± 1.7%|+4.0% ± 0.6% (3 of 3)
+            default|0.02|90.0% ± 0.0%|+0.0% ± 0.0% (0 of 3)
+            mimetic|0.02|90.0% ± 0.0%|+0.0% ± 0.0% (0 of 3)""",
+        ),
+        # A bit is log(2) nats. A smaller loss is ahead.
+        (
+            "loss",
+            {
+                ("off", 0.1): [2.0, math.nan],
+                ("default", 0.1): [2.0, 2.2],
+                ("mimetic", 0.1): [1.8, 2.1],
+            },
+            """off|0.1|diverged on 1 of 2|diverged on 1 of 2
+            default|0.1|2.100 ± 0.141|3.030 ± 0.204|-0.150 ± 0.050 (2 of 2)
+            mimetic|0.1|1.950 ± 0.212|2.813 ± 0.306|-0.150 ± 0.050 (2 of 2)""",
+        ),
+        # One seed has no spread.
+        (
+            "accuracy",
+            {("off", 0.1): [0.5], ("default", 0.1): [0.5], ("mimetic", 0.1): [0.625]},
+            """off|0.1|50.0%|+0.0% (0 of 1)|+12.5% (1 of 1)
+            default|0.1|50.0%|+12.5% (1 of 1)
+            mimetic|0.1|62.5%|+12.5% (1 of 1)""",
+        ),
+    ],
+)
+def test_the_table_has_means_spreads_and_differences_seed_by_seed(metric, results, expected):
+    rows = {
+        runs.Run(init, seed, lr): [{"step": 5, metric: 9.0}, {"step": 10, metric: value}]
+        for (init, lr), values in results.items()
+        for seed, value in enumerate(values)
+    }
+    lines = table.table(rows, metric).splitlines()[1 : len(results) + 1]
+    # What would compare an init with itself is empty.
+    assert [re.sub(" {3,}", "|", line) for line in lines] == expected.split("\n" + 12 * " ")

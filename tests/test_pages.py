@@ -1,0 +1,112 @@
+"""The pages: their tables say what was measured, their code prints the text below it, and their
+links lead somewhere.
+"""
+
+import re
+import shutil
+import statistics
+from pathlib import Path
+
+import pytest
+import report
+
+import train_lm
+import train_vit
+
+ROOT = Path(train_vit.__file__).parent
+
+RESULTS = report.read(ROOT / "docs" / "results.csv")
+every_page = pytest.mark.parametrize("page", report.PAGES, ids=lambda page: page.name)
+
+# ---------------------------------------------------------------------------------------------
+# Code, links, and what a script prints
+
+BLOCK = r"```python\n(.*?)```(?:\n\n[^\n]*\n\n|\n*)(?:```text\n(.*?)```)?"
+
+
+@every_page
+def test_code_prints_the_text_below_it(page, monkeypatch, capsys):
+    text = page.read_text()
+    # The exercises of the lesson are answered by its solutions.
+    Path("mine.py").write_text(
+        "".join(re.findall("```python solutions\n(.*?)```", text, re.DOTALL))
+    )
+    monkeypatch.syspath_prepend(Path.cwd())
+    names = {}
+    for code, expected in re.findall(BLOCK, text, re.DOTALL):
+        if "import timm" in code:
+            pytest.importorskip("timm")
+        exec(code, names)
+        printed = capsys.readouterr().out
+        assert not expected or printed == expected
+
+
+@every_page
+def test_links_lead_to_files_that_are_there(page):
+    for path in re.findall(r"\]\(([^)#:]+)[)#]", page.read_text()):
+        assert (page.parent / path).exists(), path
+
+
+def test_the_readme_shows_what_train_lm_prints():
+    """A table with the columns of today's, and losses that are those of results.csv."""
+    shown = re.search("```text\n(init .*?)\n\n", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+    titles, *lines = [re.split(" {2,}", line) for line in shown.splitlines()]
+    assert titles[2:] == ["nats per byte", "bits per byte", "minus default", "mimetic minus this"]
+    for init, _, loss, *_ in lines:
+        measured = [
+            row["result"] for row in RESULTS if (row["experiment"], row["init"]) == ("text", init)
+        ]
+        # Four standard deviations allow for another machine.
+        expected = pytest.approx(statistics.mean(measured), abs=4 * statistics.stdev(measured))
+        assert float(loss) == expected
+
+
+# ---------------------------------------------------------------------------------------------
+# The tables
+
+
+@every_page
+def test_the_tables_show_what_was_measured(page):
+    text = page.read_text()
+    # If this fails, run: python docs/report.py pages
+    assert report.fill(text, RESULTS) == text
+
+
+def test_the_rate_is_chosen_by_seeds_that_are_not_reported():
+    # Seeds 10 and 11 are best at 0.2, which has a rate on both sides. Seeds 0 and 1 like 0.4 more.
+    results = {
+        ("e", "mimetic", 0.1): {10: 0.5, 11: 0.5, 0: 0.1, 1: 0.1},
+        ("e", "mimetic", 0.2): {10: 0.8, 11: 0.9, 0: 0.3, 1: 0.5},
+        ("e", "mimetic", 0.4): {10: 0.7, 11: 0.7, 0: 0.9, 1: 0.9},
+    }
+    line = report.Line("", "e", "best", "accuracy")
+    assert report.values(results, line, "mimetic") == ({0: 0.3, 1: 0.5}, " at 0.2")
+    # Without the highest rate, 0.2 is the edge of what was tried.
+    del results["e", "mimetic", 0.4]
+    assert report.values(results, line, "mimetic") == ({0: 0.3, 1: 0.5}, " at 0.2 (edge)")
+
+
+@pytest.mark.parametrize("line", [line for table in report.TABLES.values() for line in table[2]])
+def test_the_command_of_a_line_trains_what_it_shows(line):
+    _, script, *options = report.command(line.experiment).split()
+    parser = {"train_lm.py": train_lm, "train_vit.py": train_vit}[script].make_parser()
+    args = parser.parse_args(options)
+    for row in RESULTS:
+        if (row["experiment"], row["lr"]) == (line.experiment, line.lr):
+            assert row["seed"] in (*args.seed, *report.CHOOSING)
+            assert row["init"] in args.init and row["lr"] in args.lr
+
+
+def test_add_takes_what_is_finished_and_takes_it_once(tmp_path, monkeypatch):
+    for name in report.KEYS:
+        shutil.copy(ROOT / "docs" / name, name)
+    monkeypatch.setattr(report, "DOCS", tmp_path)
+    lines = ["step,train_loss,accuracy", *(f"{step},1.5,0.{step}" for step in range(1, 9))]
+    Path("cifar").mkdir()
+    Path("cifar/query-key-seed7-lr0.001.csv").write_text("\n".join(lines))
+    Path("cifar/xavier-seed7-lr0.001.csv").write_text("\n".join(lines[:8]))
+    Path("cifar/off-seed7-lr1e-05.csv").write_text("\n".join([*lines[:2], "2,nan,0.2"]))
+    report.add("cifar", "cifar")
+    before = (ROOT / "docs" / "results.csv").read_text().splitlines()
+    new = ["cifar,off,7,1e-05,2,nan", "cifar,query-key,7,0.001,8,0.8"]
+    assert sorted(Path("results.csv").read_text().splitlines()) == sorted(before + new)
