@@ -73,7 +73,7 @@ def make_parser():
     add("--vp-beta", type=float, default=-0.4, help="mimetic: diagonal of value-projection")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     add("--device", default=device, help="where torch computes")
-    add("--out", help="the run folder (default: runs/vit-DATA)")
+    add("--out", help="the run folder; without it, runs/vit-DATA")
     add("--plot", action="store_true", help="draw pictures into the run folder (needs matplotlib)")
     return parser
 

@@ -37,10 +37,7 @@ case $name in
     text-rates-500)          c="train_lm.py $controls --lr 2e-3 4e-3 8e-3 --seed 10 11" ;;
     text-rates)              c="train_lm.py --steps 1000 $controls --lr 4e-3 --seed 0 1 2 3 4"
                              choose="--lr 2e-3 4e-3 8e-3 --seed 10 11" ;;
-    text-long)               c="train_lm.py --steps 4000 $three --seed 0 1 2" ;;
     text-large)              c="train_lm.py --steps 1000 $three --dim 256 --depth 6 --heads 8 --context 128 --lr 2e-3 --seed 0 1 2" ;;
-    text-deep)               c="train_lm.py --steps 1000 $three --depth 12 --seed 0 1 2" ;;
-    text-deep-third)         c="train_lm.py --steps 1000 $two --depth 12 --seed 0 1 2 --vp-alpha 0.033 --vp-beta -0.133" ;;
     shakespeare)             c="$shakespeare --steps 2000 $controls --seed 0 1 2" ;;
     # Which of the two matters, positions or stream?
     sincos-unit)             c="train_lm.py --position sincos --stream unit $controls --lr 1e-3 4e-3 --seed 0 1 2" ;;
@@ -68,25 +65,22 @@ case $name in
     cifar)                   c="$small --lr 1e-3 --seed 0 1 2 3 4" ;;
     cifar-rates)             c="$small --lr 2e-3 --seed 0 1 2 3 4"
                              choose="--lr 5e-4 1e-3 2e-3 4e-3 --seed 10 11" ;;
-    cifar-long)              c="$small --lr 1e-3 --epochs 100 $three --seed 0 1 2" ;;
-    cifar-learned)           c="$small --lr 1e-3 --position learned $controls --seed 0 1 2" ;;
     cifar-wide)              c="$wide $three --seed 0 1 2" ;;
-    cifar-wide-third)        c="$wide $two --seed 0 1 2 --vp-alpha 0.133 --vp-beta -0.133" ;;
     cifar-parts)             c="$small --lr 1e-3 --init query-key value-projection simple --seed 0 1 2" ;;
     cifar-qk-flipped)        c="$small --lr 1e-3 --init mimetic --qk-beta -0.7 --seed 0 1 2" ;;
     cifar-vp-flipped)        c="$small --lr 1e-3 --init mimetic --vp-beta 0.4 --seed 0 1 2" ;;
     # 12 layers, at several strengths
     cifar-deep)              c="$deep $three --seed 0 1 2" ;;
-    cifar-deep-rates)        c="$deep $three --lr 5e-4 1e-3 2e-3 --seed 10 11" ;;
-    cifar-deep-quarter)      c="$deep $two --seed 0 1 2 3 4 --vp-alpha 0.1 --vp-beta -0.1" choose="--seed 10" ;;
-    cifar-deep-third)        c="$deep $two --seed 0 1 2 3 4 --vp-alpha 0.133 --vp-beta -0.133" choose="--seed 10" ;;
-    cifar-deep-half)         c="$deep $two --seed 0 1 2 3 4 --vp-alpha 0.2 --vp-beta -0.2" choose="--seed 10" ;;
-    cifar-deep-beta-quarter) c="$deep $two --seed 0 1 2 3 4 --vp-alpha 0.4 --vp-beta -0.1" choose="--seed 10" ;;
-    cifar-deep-beta-third)   c="$deep $two --seed 0 1 2 3 4 --vp-alpha 0.4 --vp-beta -0.133" choose="--seed 10" ;;
-    cifar-deep-beta-half)    c="$deep $two --seed 0 1 2 3 4 --vp-alpha 0.4 --vp-beta -0.2" choose="--seed 10" ;;
+    cifar-deep-quarter)      c="$deep $two --seed 0 1 2 --vp-alpha 0.1 --vp-beta -0.1"
+                             choose="--seed 10" ;;
+    # One run each, which chose the quarter
+    cifar-deep-third)        c="$deep $two --seed 10 --vp-alpha 0.133 --vp-beta -0.133" ;;
+    cifar-deep-half)         c="$deep --init mimetic --seed 10 --vp-alpha 0.2 --vp-beta -0.2" ;;
+    cifar-deep-beta-quarter) c="$deep --init mimetic --seed 10 --vp-alpha 0.4 --vp-beta -0.1" ;;
+    cifar-deep-beta-third)   c="$deep --init mimetic --seed 10 --vp-alpha 0.4 --vp-beta -0.133" ;;
+    cifar-deep-beta-half)    c="$deep --init mimetic --seed 10 --vp-alpha 0.4 --vp-beta -0.2" ;;
     # CIFAR-10, all 50,000 images
     cifar-all)               c="$cifar --epochs 10 --batch-size 100 --lr 1e-3 $controls --seed 0 1 2" ;;
-    cifar-all-wide)          c="$cifar --epochs 10 --batch-size 100 --lr 1e-3 $controls --dim 96 --depth 6 --heads 3 --seed 0 1 2" ;;
     # The paper's model, ViT-Tiny. This needs a GPU.
     vit-tiny)                c="$cifar --epochs 30 --batch-size 512 --lr 1e-3 $three --dim 192 --depth 12 --heads 3" ;;
     *)                       echo "no experiment is called $name" >&2; exit 2 ;;

@@ -10,7 +10,7 @@ seed and its peak learning rate. A result is an accuracy (0 to 1) or a loss (nat
 if the run diverged.
 
     results.csv      a row per finished run: its result after the last step
-    curves.csv       a row per evaluation, for the runs that curves.png and long.png draw
+    curves.csv       a row per evaluation, for the runs that curves.png draws
 
 `pages` replaces everything between <!-- table NAME --> and <!-- end --> in the pages. Which runs go
 into which table and picture is said in the lists below.
@@ -50,21 +50,10 @@ VARIES = {
     "text-parts": "text",
     "text-qk-flipped": "text",
     "text-vp-flipped": "text",
-    "text-deep-third": "text-deep",
-    "gpt2-vp0.02-qk0.7": "learned-gpt2",
-    "gpt2-vp0.02-qk0.2": "learned-gpt2",
-    "gpt2-vp0-qk0.7": "learned-gpt2",
-    "gpt2-vp0-qk0.2": "learned-gpt2",
     "cifar-parts": "cifar",
     "cifar-qk-flipped": "cifar",
     "cifar-vp-flipped": "cifar",
-    "cifar-wide-third": "cifar-wide",
     "cifar-deep-quarter": "cifar-deep",
-    "cifar-deep-third": "cifar-deep",
-    "cifar-deep-half": "cifar-deep",
-    "cifar-deep-beta-quarter": "cifar-deep",
-    "cifar-deep-beta-third": "cifar-deep",
-    "cifar-deep-beta-half": "cifar-deep",
 }
 
 # A line of a table: its first cell, experiment, rate and metric. With the rate "best", each init
@@ -136,34 +125,11 @@ TABLES = {
             for lr in (1e-3, 4e-3)
         ],
     ),
-    "gpt2": (
-        "query-key, value-projection",
-        ["experiment", "seeds", "default", "shuffled", "mimetic", *GAINS],
-        [
-            Line(f"{strengths}, rate {lr}", experiment, lr, "loss")
-            for strengths, experiment in (
-                ("(0.1, 0.7), (0.1, -0.4)", "learned-gpt2"),
-                ("(0.1, 0.7), (0.02, -0.05)", "gpt2-vp0.02-qk0.7"),
-                ("(0.1, 0.2), (0.02, -0.05)", "gpt2-vp0.02-qk0.2"),
-                ("(0.1, 0.7), (0, -0.05)", "gpt2-vp0-qk0.7"),
-                ("(0.1, 0.2), (0, -0.05)", "gpt2-vp0-qk0.2"),
-            )
-            for lr in (1e-3, 4e-3)
-        ],
-    ),
     "deep": (
         "12 layers, value-projection",
         ["experiment", "seeds", "default", "shuffled", "mimetic", *GAINS],
         [
             Line("CIFAR-10, (0.4, -0.4)", "cifar-deep", 1e-3, "accuracy"),
-            Line("CIFAR-10, (0.2, -0.2)", "cifar-deep-half", 1e-3, "accuracy"),
-            Line("CIFAR-10, (0.133, -0.133)", "cifar-deep-third", 1e-3, "accuracy"),
-            Line("CIFAR-10, (0.1, -0.1)", "cifar-deep-quarter", 1e-3, "accuracy"),
-            Line("CIFAR-10, (0.4, -0.2)", "cifar-deep-beta-half", 1e-3, "accuracy"),
-            Line("CIFAR-10, (0.4, -0.133)", "cifar-deep-beta-third", 1e-3, "accuracy"),
-            Line("CIFAR-10, (0.4, -0.1)", "cifar-deep-beta-quarter", 1e-3, "accuracy"),
-            Line("text, (0.1, -0.4)", "text-deep", 4e-3, "loss"),
-            Line("text, (0.033, -0.133)", "text-deep-third", 4e-3, "loss"),
         ],
     ),
     "text-parts": (
@@ -221,17 +187,6 @@ PICTURES = {
         [
             ("text, rate 0.004", "text", "loss"),
             ("CIFAR-10, 5,000 images, rate 0.001", "cifar", "accuracy"),
-        ],
-    ),
-    "long.png": (
-        "Mean over the seeds",
-        "curves.csv",
-        "step",
-        ["default", "shuffled", "mimetic"],
-        range(10),
-        [
-            ("text, rate 0.004", "text-long", "loss"),
-            ("CIFAR-10, 5,000 images, rate 0.001", "cifar-long", "accuracy"),
         ],
     ),
 }
@@ -306,7 +261,7 @@ def add(*folders):
             last = rows[-1]
             if len(rows) == 8 or math.isnan(last["result"]):
                 write("results.csv", [last])
-                if last["experiment"] in ("text", "cifar", "text-long", "cifar-long"):
+                if last["experiment"] in ("text", "cifar"):
                     write("curves.csv", rows)
 
 

@@ -197,8 +197,9 @@ class GPTConfig:
 
     - "unit": the entries of x have a size of about 1, too, as in Attention Is All You Need (section
       3.4). The defaults of `mimetic_init_` are for this stream.
-    - "gpt2": embeddings and positions are N(0, 0.02^2), as in GPT-2. Their sum x has entries of
-      about 0.028. So a diagonal of -0.4 adds more than ten times x itself: it drowns the token.
+    - "gpt2": embeddings and learned positions are N(0, 0.02^2), as in GPT-2, so the entries of x
+      have a size of about 0.028. Then a diagonal of -0.4 adds more than ten times x itself, and
+      drowns the token.
 
     `position` says where the positions come from: sines and cosines, or weights that are learned.
     In one stream both have the same root mean square: sqrt(1/2) in the unit stream, which is that

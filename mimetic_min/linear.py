@@ -30,7 +30,7 @@ def matrices(q, k, v, proj, heads):
                 f"{tuple(weight.shape)}. Usually such a model has fewer heads for keys and values, "
                 "or a head dimension of its own, and then the method does not fit"
             )
-    # Without .data, autograd would forbid to change what chunk returns, and to use it afterwards.
+    # Without .data, autograd would not let us modify the chunks of a weight in place.
     q, k, v, proj = (weight.data for weight in (q, k, v, proj))
     return q.unflatten(0, (heads, -1)).mT, k.unflatten(0, (heads, -1)).mT, v.T, proj.T
 
@@ -56,8 +56,8 @@ def mimetic_init_(
     """Attention.mimetic_init_ for the four weights, in place, whatever their dtype and device.
 
     The defaults are the paper's strengths for vision. Raises ValueError, and changes nothing, where
-    `read` does, for a strength out of range, and if two of the weights share memory, since one
-    would overwrite the other.
+    `read` does, for a strength out of range, and if two of the weights begin at the same place in
+    memory, since one would overwrite the other.
     """
     attention = read(q, k, v, proj, heads)
     # The three chunks of one weight begin at different places.
@@ -78,7 +78,8 @@ def vp_product(attention, dim):
 
     `attention` takes x (batch, tokens, dim) and returns as much, or a tuple that begins with it. It
     is a module, or a function that calls one: lambda x: module(x, x, x). A module is asked in eval
-    mode, since dropout would change the answer. (Before you give a function, call model.eval().)
+    mode, since dropout would change the answer. (Before you give a function, call model.eval(). It
+    gets x in float32 on the CPU.)
     Raises ValueError if something of another shape is returned.
     """
     # I with one more row, which is 0, as sequences of one token

@@ -23,10 +23,10 @@ def console():
 
 
 def processes():
-    """The number of this process, counted from 0, and how many there are: RANK and WORLD_SIZE.
+    """This process's rank, and the number of processes: RANK and WORLD_SIZE.
 
-    torchrun sets both. A job array that counts from 1 works as well: its last process becomes
-    number 0. Raises ValueError for anything else, and for one without the other.
+    torchrun sets both. A job array that counts from 1 works as well: its last process gets rank 0.
+    Raises ValueError for anything else, and for one without the other.
     """
     rank = os.environ.get("RANK", "0")
     world_size = os.environ.get("WORLD_SIZE", "1")

@@ -18,8 +18,8 @@ from math import ceil, log
 import numpy as np
 import torch
 
-# The line of each init. The colors are Okabe and Ito's, which colorblind people can tell apart, but
-# for gray, and brown in place of yellow, which is lost on white. Dashes and markers differ in gray.
+# The line of each init, in Okabe and Ito's colorblind-safe colors, plus gray, and with brown
+# instead of yellow, which is too faint on white. In a gray print, dashes and markers still differ.
 STYLES = {
     "off": {"color": "#777777", "linestyle": (0, (1, 2)), "marker": "x"},
     "default": {"color": "#000000", "linestyle": (0, (5, 2)), "marker": "s"},
@@ -41,7 +41,6 @@ METRICS = {
 }
 
 PRODUCTS = ("$W_Q W_K^T$", "$W_V W_{proj}$")
-WHEN = ("untrained", "trained")
 
 # Of a wide product, only so many rows and columns are drawn. In a larger picture the diagonal, one
 # entry wide, would be lost.
@@ -88,7 +87,8 @@ def curves(path, rows, metric, title):
                 sorted(values),
                 [np.mean(values[step]) for step in sorted(values)],
                 label=init,
-                **STYLES[init],
+                # An init of your own gets a style of matplotlib's.
+                **STYLES.get(init, {}),
             )
         axes.set(title=f"learning rate {rate:g}", xlabel="training steps")
     panels[0].set_ylabel(f"{name}, mean over the seeds")
@@ -138,7 +138,7 @@ def matrices(path, columns, rows, title, label, colors, signed):
 
 def products(path, models, title):
     """Draw both products of the first layer. W_Q W_K^T is the mean of the heads."""
-    columns = [f"{product}\n{when}" for product in PRODUCTS for when in WHEN]
+    columns = [f"{product}\n{when}" for product in PRODUCTS for when in ("untrained", "trained")]
     rows = {
         init: [two_products(model.blocks[0].attention)[i] for i in (0, 1) for model in pair]
         for init, pair in models.items()
@@ -170,7 +170,7 @@ def attention_maps(path, models, batch, title):
     maps = {init: [mean_maps(model, batch) for model in pair] for init, pair in models.items()}
     depth = len(next(iter(maps.values()))[0])
     layers = range(0, depth, ceil(depth / 4))
-    columns = [f"layer {i + 1}\n{when}" for when in WHEN for i in layers]
+    columns = [f"layer {i + 1}\n{when}" for when in ("untrained", "trained") for i in layers]
     rows = {init: [model[i] for model in pair for i in layers] for init, pair in maps.items()}
     return matrices(
         path,

@@ -70,7 +70,7 @@ class Folder:
 
     def __init__(self, args, script, steps, checksum):
         if steps < 1:
-            raise ValueError(f"a run must have a step at least, but it has {steps}")
+            raise ValueError(f"a run must have at least one step, but it has {steps}")
         self.path = Path(args.out or Path("runs", f"{script}-{Path(args.data).stem}"))
         self.steps = steps
         self.options = {"data checksum": checksum} | {
@@ -101,14 +101,15 @@ class Folder:
         path = self.path / f"{run}.pt"
         if not path.exists():
             return []
+        # A file that cannot be read is an OSError. What else is raised depends on the damage.
+        content = io.BytesIO(path.read_bytes())
         state = {}
-        # What is raised depends on the damage.
         with suppress(Exception):
-            state = dict(torch.load(path, map_location="cpu", weights_only=True))
+            state = dict(torch.load(content, map_location="cpu", weights_only=True))
         if state.get("run") != str(run) or not {"options", "rows", *parts} <= state.keys():
             raise ValueError(
-                f"{path} cannot be read as a checkpoint of this run; delete it, and the same "
-                "command trains the run again"
+                f"{path} is damaged, or no checkpoint of this run; delete it, and the same command "
+                "trains the run again"
             )
         for name, value in self.options.items():
             there = state["options"].get(name)
@@ -129,7 +130,7 @@ class Folder:
             "config": vars(model.config),
             "rows": rows,
             "model": model.state_dict(),
-            # A run that has ended needs it no more.
+            # A run that has ended no longer needs it.
             "optimizer": None if self.has_ended(rows) else optimizer.state_dict(),
         }
         content = io.BytesIO()
@@ -154,7 +155,7 @@ def write_whole(path, content):
         temporary.write_bytes(content)
         os.replace(temporary, path)
     except OSError as error:
-        # Of a full disk, Python does not say where it is.
+        # When the disk is full, Python's error does not name the file.
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)

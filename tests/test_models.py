@@ -173,7 +173,7 @@ def test_positions_are_sines_and_cosines():
     ],
 )
 def test_new_weights_have_the_sizes_of_timm_and_gpt2(module, options, sizes):
-    """The root mean square of each weight, of which there are three layers"""
+    """The root mean square of each weight"""
     model = small_model(module, position="learned", **options)
     for name, size in sizes.items():
         found = model.get_parameter(name).square().mean().sqrt().item()

@@ -145,7 +145,7 @@ def test_a_file_that_is_no_checkpoint_of_the_run_is_named(content):
     else:
         torch.save(content, CHECKPOINT)
     model, optimizer = a_model()
-    with pytest.raises(ValueError, match=f"^{CHECKPOINT} cannot be read .* delete it"):
+    with pytest.raises(ValueError, match=f"^{CHECKPOINT} is damaged, or .* delete it"):
         folder.load(RUN, model=model, optimizer=optimizer)
     assert not Path("boom").exists()
 
@@ -155,7 +155,7 @@ def test_a_file_that_is_no_checkpoint_of_the_run_is_named(content):
     [
         ({"dim": 16}, f"^{CHECKPOINT} was trained with dim 8, but this command has 16; give"),
         ({"checksum": 456}, "with data checksum 123, but this .* 456; give another --out$"),
-        ({"steps": 0}, "^a run must have a step at least, but it has 0$"),
+        ({"steps": 0}, "^a run must have at least one step, but it has 0$"),
     ],
 )
 def test_other_options_are_named_and_nothing_is_lost(change, sentence):
