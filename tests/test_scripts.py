@@ -10,7 +10,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -103,10 +102,10 @@ def test_only_what_is_new_is_trained(capsys):
 @both_scripts
 def test_a_run_that_diverges_ends_and_is_not_trained_again(task, capsys):
     for to_do in ("1 of 1", "0 of 1"):
-        assert call(task, "--init mimetic --lr 1e30 --out run") is None
+        call(task, "--init mimetic --lr 1e30 --out run")
         out = capsys.readouterr().out
-        assert out.startswith(to_do)
-        assert re.search(r"\nmimetic +1e\+30 +diverged on 1 of 1", out)
+        assert re.match(rf"{to_do} (.|\n)*\nmimetic +1e\+30 +diverged on 1 of 1", out)
+        assert out.count("left in this run") < 8
 
 
 def test_an_output_that_knows_few_characters_shows_the_table_and_the_sample():
@@ -123,9 +122,9 @@ def test_kills_and_ctrl_c_at_random_moments_lose_nothing(task):
     start(task, "--out whole").communicate()
     for stop in (signal.SIGINT, signal.SIGKILL, signal.SIGINT):
         child = start(task, "--out run")
-        # The first line comes before the training, which takes some tenths of a second.
-        child.stdout.readline()
-        time.sleep(np.random.uniform(0, 0.3))
+        # The first line comes before the training, and then one after each evaluation.
+        for _ in range(np.random.randint(2, 7)):
+            child.stdout.readline()
         child.send_signal(stop)
         out, _ = child.communicate()
         # It was stopped, or had just ended.
@@ -161,8 +160,8 @@ def test_two_at_once_make_what_one_makes(environments, to_do):
 @both_scripts
 def test_a_run_equals_a_plain_loop(task):
     """AdamW, decay of matrices alone, a step of warmup and 15 of a cosine, clipped gradients."""
-    call(task, "--init mimetic --lr 0.01 --out run")
-    state = torch.load("run/mimetic-seed0-lr0.01.pt")
+    call(task, "--init mimetic --lr 0.1 --out run")
+    state = torch.load("run/mimetic-seed0-lr0.1.pt")
     torch.manual_seed(0)
     Model, Config = {"vit": (ViT, ViTConfig), "lm": (GPT, GPTConfig)}[task]
     model = Model(Config(**state["config"])).mimetic_init_()
@@ -170,7 +169,7 @@ def test_a_run_equals_a_plain_loop(task):
     decay, beta2 = {"vit": (0.05, 0.999), "lm": (0.1, 0.99)}[task]
     optimizer = torch.optim.AdamW(
         [{"params": [p], "weight_decay": decay * (p.ndim > 1)} for p in model.parameters()],
-        lr=0.01,
+        lr=0.1,
         betas=(0.9, beta2),
     )
     cosine = [0.1 + 0.9 * (1 + math.cos(math.pi * i / 15)) / 2 for i in range(15)]
