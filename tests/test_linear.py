@@ -113,6 +113,17 @@ FORWARDS = {
 }
 
 
+def same_output(forward, read):
+    """Whether both compute the same from eight sequences of two tokens, so that query-key matters.
+
+    Only the last tokens are compared: in a language model, they alone attend to both.
+    """
+    x = torch.randn(8, 2, 192, generator=seeded(1))
+    output = forward(x)
+    output = output[0] if isinstance(output, tuple) else output
+    return torch.allclose(output[:, -1], read(x)[:, -1], atol=CLOSE)
+
+
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_a_library_computes_what_was_set(library):
     package, make, names = LIBRARIES[library]
@@ -125,17 +136,15 @@ def test_a_library_computes_what_was_set(library):
         attn.norm = nn.Identity()
     forward = FORWARDS[library](attn) if library in FORWARDS else attn
 
-    # In a sequence of two tokens, query-key matters, too. In a language model, only the last token
-    # attends to both.
-    x = torch.randn(8, 2, 192, generator=seeded(1))
-    output = forward(x)
-    output = output[0] if isinstance(output, tuple) else output
-    assert torch.allclose(output[:, -1], read(x)[:, -1], atol=CLOSE)
+    assert same_output(forward, read)
 
     # The product does not depend on biases, not even on those of the queries, keys and values.
-    for bias in [W for name, W in attn.named_parameters() if name.endswith("bias")]:
+    biases = [W for name, W in attn.named_parameters() if name.endswith("bias")]
+    for bias in biases:
         nn.init.normal_(bias)
     assert torch.allclose(linear.vp_product(forward, dim=192), read.vp_product(), atol=CLOSE)
+    # Biases that are left in show in the output.
+    assert same_output(forward, read) == (biases == [])
     # The weights that you named can still be used.
     assert torch.equal(weights[2].T @ weights[3].T, read.vp_product())
 

@@ -95,8 +95,9 @@ def test_only_what_is_new_is_trained(capsys):
         ("--init mimetic --seed 2 --lr 0.1 --data text", "1 of 1"),
     ):
         call("lm", words)
-        expected = f"{to_do} runs to train, 16 steps each, in runs/lm-text\n"
-        assert capsys.readouterr().out.startswith(expected)
+        assert capsys.readouterr().out.startswith(
+            f"{to_do} runs to train, 16 steps each, in runs/lm-text\n"
+        )
 
 
 @both_scripts
