@@ -120,7 +120,7 @@ def test_an_output_that_knows_few_characters_shows_the_table_and_the_sample():
 
 @both_scripts
 def test_kills_and_ctrl_c_at_random_moments_lose_nothing(task):
-    start(task, "--out whole").communicate()
+    call(task, "--out whole")
     for stop in (signal.SIGINT, signal.SIGKILL, signal.SIGINT):
         child = start(task, "--out run")
         # The first line comes before the training, and then one after each evaluation.
@@ -132,7 +132,7 @@ def test_kills_and_ctrl_c_at_random_moments_lose_nothing(task):
         assert child.returncode in (0, -signal.SIGKILL) or out.endswith(
             "\nStopped. The same command resumes.\n"
         )
-    start(task, "--out run").communicate()
+    call(task, "--out run")
     assert figures("run") == figures("whole")
 
 
@@ -146,7 +146,7 @@ def test_kills_and_ctrl_c_at_random_moments_lose_nothing(task):
 )
 def test_two_at_once_make_what_one_makes(environments, to_do):
     """They begin together in an empty folder. The one that ends last prints the table."""
-    start("lm", "--seed 0 1 --out one").communicate()
+    call("lm", "--seed 0 1 --out one")
     children = [start("lm", "--seed 0 1 --out two", **environment) for environment in environments]
     outs = [child.communicate()[0] for child in children]
     assert all(out.startswith(to_do) for out in outs)
