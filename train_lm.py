@@ -9,7 +9,7 @@ with a table that compares them.
     python train_lm.py --data my_text.txt                     your own text
     torchrun --nproc_per_node=2 train_lm.py --seed 0 1 2      two runs at a time
 
-After a stop, the same command resumes. With more seeds, rates or inits, it adds their runs.
+If stopped, rerun it to resume. With more seeds, rates or inits, it trains only what is new.
 
 It reads from top to bottom: options, data, optimizer and schedule, evaluation, one training run,
 all runs. The initializations are in mimetic_min/inits.py.
@@ -55,12 +55,15 @@ def make_parser():
     add("--data-dir", default="data", help="where a download is kept")
     add("--steps", type=int, default=500, help="batches to train on")
     add("--batch-size", type=int, default=12, help="windows per step")
-    add("--context", type=int, default=GPTConfig.context, help="bytes that the model sees")
+    add("--context", type=int, default=GPTConfig.context, help="context length in bytes")
     add("--dim", type=int, default=GPTConfig.dim, help="width of the model")
     add("--depth", type=int, default=GPTConfig.depth, help="number of layers")
     add("--heads", type=int, default=GPTConfig.heads, help="heads per layer")
     add(
-        "--position", choices=["sincos", "learned"], default=GPTConfig.position, help="of the bytes"
+        "--position",
+        choices=["sincos", "learned"],
+        default=GPTConfig.position,
+        help="position embedding",
     )
     add(
         "--stream",
@@ -73,9 +76,9 @@ def make_parser():
     add("--vp-alpha", type=float, default=0.1, help="mimetic: random part of value-projection")
     add("--vp-beta", type=float, default=-0.4, help="mimetic: diagonal of value-projection")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    add("--device", default=device, help="where torch computes")
+    add("--device", default=device, help="torch device")
     add("--out", help="the run folder; without it, runs/lm-DATA")
-    add("--sample", type=int, default=200, help="bytes that a mimetic model writes")
+    add("--sample", type=int, default=200, help="bytes to sample from mimetic")
     add("--plot", action="store_true", help="draw pictures into the run folder (needs matplotlib)")
     return parser
 
@@ -165,7 +168,7 @@ def sample(model, count, seed):
 
 
 def new_model(run, config, strengths):
-    """The untrained model of a run. `strengths` are those of GPT.mimetic_init_."""
+    """The untrained model of a run. `strengths` are as in GPT.mimetic_init_."""
     # The seed is set before the model is made, so all inits share the weights outside the
     # attention.
     torch.manual_seed(run.seed)
@@ -175,7 +178,7 @@ def new_model(run, config, strengths):
 
 
 def train(run, folder, model, text):
-    """Train the model of a run at the peak rate `run.lr`, or go on with it."""
+    """Train the model of a run at the peak rate `run.lr`, or resume it."""
     device = text.device
     model = model.to(device)
     optimizer = make_optimizer(model)
@@ -257,7 +260,7 @@ def main(words=None):
     # Of several processes, the one that ends last finds that all runs have ended.
     rows = {run: folder.load(run) for run in all_runs}
     if all(map(folder.has_ended, rows.values())):
-        print(f"\n{table.table(rows, 'loss')}\n\nPerplexity per byte: e to the nats per byte.")
+        print(f"\n{table.table(rows, 'loss')}\n\nPerplexity per byte is exp(nats per byte).")
         run = runs.Run("mimetic", args.seed[0], args.lr[0])
         if run in rows and table.is_finite(rows[run][-1]):
             model = GPT(config)

@@ -9,7 +9,7 @@ with a table that compares them.
     python train_vit.py --data my_pictures/                   your own pictures
     torchrun --nproc_per_node=2 train_vit.py --seed 0 1 2     two runs at a time
 
-After a stop, the same command resumes. With more seeds, rates or inits, it adds their runs.
+If stopped, rerun it to resume. With more seeds, rates or inits, it trains only what is new.
 
 It reads from top to bottom: options, data, optimizer and schedule, evaluation, one training run,
 all runs. The initializations are in mimetic_min/inits.py.
@@ -59,20 +59,25 @@ def make_parser():
     add("--data-dir", default="data", help="where downloads are kept")
     add("--image-size", type=int, help="pixels per side, for a folder of pictures")
     add("--limit", type=int, help="train only on the first LIMIT images")
-    add("--augment", choices=["none", "crop", "crop+flip"], help="by default what suits the data")
+    add("--augment", choices=["none", "crop", "crop+flip"], help="the default depends on --data")
     add("--epochs", type=int, default=20, help="passes over the training images")
     add("--batch-size", type=int, default=50, help="images per step")
     add("--patch-size", type=int, default=ViTConfig.patch_size, help="pixels per side")
     add("--dim", type=int, default=ViTConfig.dim, help="width of the model")
     add("--depth", type=int, default=ViTConfig.depth, help="number of layers")
     add("--heads", type=int, default=ViTConfig.heads, help="heads per layer")
-    add("--position", choices=["sincos", "learned"], default=ViTConfig.position, help="of patches")
+    add(
+        "--position",
+        choices=["sincos", "learned"],
+        default=ViTConfig.position,
+        help="position embedding",
+    )
     add("--qk-alpha", type=float, default=0.7, help="mimetic: random part of query-key")
     add("--qk-beta", type=float, default=0.7, help="mimetic: diagonal of query-key")
     add("--vp-alpha", type=float, default=0.4, help="mimetic: random part of value-projection")
     add("--vp-beta", type=float, default=-0.4, help="mimetic: diagonal of value-projection")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    add("--device", default=device, help="where torch computes")
+    add("--device", default=device, help="torch device")
     add("--out", help="the run folder; without it, runs/vit-DATA")
     add("--plot", action="store_true", help="draw pictures into the run folder (needs matplotlib)")
     return parser
@@ -167,7 +172,7 @@ def accuracy(model, images):
 
 
 def new_model(run, config, strengths):
-    """The untrained model of a run. `strengths` are those of ViT.mimetic_init_."""
+    """The untrained model of a run. `strengths` are as in ViT.mimetic_init_."""
     # The seed is set before the model is made, so all inits share the weights outside the
     # attention.
     torch.manual_seed(run.seed)
@@ -177,7 +182,7 @@ def new_model(run, config, strengths):
 
 
 def train(run, folder, model, images):
-    """Train the model of a run at the peak rate `run.lr`, or go on with it."""
+    """Train the model of a run at the peak rate `run.lr`, or resume it."""
     device = images.train.device
     model = model.to(device)
     optimizer = make_optimizer(model)

@@ -3,7 +3,7 @@
 #
 #     bash docs/experiments.sh text                   trains into runs/text; again, it resumes
 #     bash docs/experiments.sh text-rates-choose      the runs that chose a rate or a strength
-#     bash docs/experiments.sh text --seed 20 21      options that follow win, here other seeds
+#     bash docs/experiments.sh text --seed 20 21      later options win, here other seeds
 #     RUN="echo python" bash docs/experiments.sh text                   only prints the command
 #     RUN="torchrun --nproc_per_node=4" bash docs/experiments.sh text   four runs at a time
 #     python docs/report.py add runs/text             puts the finished runs into results.csv
@@ -30,7 +30,7 @@ wide="$small --lr 1e-3 --dim 96 --depth 6 --heads 3"
 deep="$small --lr 1e-3 --depth 12 --heads 2"
 gpt2="train_lm.py --position learned --stream gpt2 $two --lr 1e-3 4e-3 --seed 0 1 2 --qk-alpha 0.1"
 
-# In `choose` are the options of the runs that choose. Their seeds are not reported.
+# `choose` holds the options for the tuning runs. Their seeds are not reported.
 case $name in
     # Text: the Python reference
     text)                    c="train_lm.py --seed 0 1 2 3 4" ;;

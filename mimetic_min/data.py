@@ -78,7 +78,7 @@ def load_images(data, data_dir="data", limit=None, image_size=None):
 
 
 def to_tensors(data, arrays, limit):
-    """Check four arrays as an .npz has them, wherever they came from, and make them tensors."""
+    """Check four arrays in the .npz layout, from any source, and convert them to tensors."""
     tensors = []
     for part, images, labels in (("train", *arrays[:2]), ("test", *arrays[2:])):
         check(

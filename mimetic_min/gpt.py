@@ -39,7 +39,7 @@ def mimetic_target(dim, alpha, beta, generator=None):
     sign and its size. Raises ValueError for a value out of range. The draws come from `generator`,
     a torch.Generator on the CPU. Without one, they come from torch's own.
     """
-    # Written this way around, NaN is out of range, too.
+    # Written this way, the check rejects NaN, too.
     if not (0 <= alpha <= 1 and -1 <= beta <= 1):
         raise ValueError(
             "alpha must be between 0 and 1, and beta between -1 and 1, "
@@ -137,8 +137,8 @@ class Attention(nn.Module):
         """W_V W_proj of the layer, which is the sum over its heads: (dim, dim)."""
         return self.W_V @ self.W_proj
 
-    # Mimetic initialization. The strengths alpha and beta, the generator and the ValueError are
-    # those of mimetic_target.
+    # Mimetic initialization. Strengths (alpha and beta), generator and ValueError are as in
+    # mimetic_target.
 
     @torch.no_grad()
     def query_key_init_(self, alpha, beta, generator=None):
@@ -201,9 +201,9 @@ class GPTConfig:
       have a size of about 0.028. Then a diagonal of -0.4 adds more than ten times x itself, and
       drowns the token.
 
-    `position` says where the positions come from: sines and cosines, or weights that are learned.
-    In one stream both have the same root mean square: sqrt(1/2) in the unit stream, which is that
-    of sines and cosines, and 0.02 in GPT-2's.
+    `position` says where the positions come from: sines and cosines, or learned weights. Within a
+    stream both have the same root mean square: sqrt(1/2) (as sines and cosines do) in the unit
+    stream and 0.02 in GPT-2's.
     """
 
     vocab_size: int = 256  # bytes
@@ -269,10 +269,9 @@ class GPT(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        # The unit stream has embeddings of variance 1/dim, and `forward` scales them to 1. Input
-        # and output share them, and with variance 1/dim the logits at each position have a
-        # variance near 1. (Only the logit of the byte that stands there is larger: before training,
-        # the model mostly repeats its input.)
+        # In the unit stream, embeddings have variance 1/dim, and `forward` scales them to 1. The
+        # output layer shares them, so the logits at each position have a variance near 1. (Only the
+        # current byte's own logit is larger: before training, the model mostly repeats its input.)
         unit = config.stream == "unit"
         self.scale = sqrt(config.dim) if unit else 1.0
         self.embed = nn.Embedding(config.vocab_size, config.dim)

@@ -1,4 +1,4 @@
-"""Mimetic initialization in any model: you name the four weights, and then ask the model itself.
+"""Mimetic initialization in any model: name the four weights, then check the model itself.
 
 For example, in a ViT of timm with dim 192 and three heads:
 
@@ -27,8 +27,8 @@ def matrices(q, k, v, proj, heads):
         if weight.shape != (len(proj), len(proj)):
             raise ValueError(
                 f"{name} must have the shape (dim, dim), here {(len(proj), len(proj))}, but it has "
-                f"{tuple(weight.shape)}. Usually such a model has fewer heads for keys and values, "
-                "or a head dimension of its own, and then the method does not fit"
+                f"{tuple(weight.shape)}. Most such models use grouped-query attention (fewer heads "
+                "for keys and values) or their own head dimension, and the method does not apply"
             )
     # Without .data, autograd would not let us modify the chunks of a weight in place.
     q, k, v, proj = (weight.data for weight in (q, k, v, proj))
@@ -55,9 +55,9 @@ def mimetic_init_(
 ):
     """Attention.mimetic_init_ for the four weights, in place, whatever their dtype and device.
 
-    The defaults are the paper's strengths for vision. Raises ValueError, and changes nothing, where
-    `read` does, for a strength out of range, and if two of the weights begin at the same place in
-    memory, since one would overwrite the other.
+    The defaults are the paper's strengths for vision. Raises ValueError, and changes nothing, if
+    `read` would, if a strength is out of range, or if two of the weights start at the same address,
+    since one would overwrite the other.
     """
     attention = read(q, k, v, proj, heads)
     # The three chunks of one weight begin at different places.
@@ -72,15 +72,14 @@ def mimetic_init_(
 def vp_product(attention, dim):
     """W_V W_proj (dim, dim), as the forward of `attention` computes it.
 
-    In a sequence of one token the attention map is 1, whatever the queries and the keys are. So
-    attention returns x W_V W_proj plus its biases. Here the rows of I are given to it, each as a
-    sequence of one token, and what it returns for x = 0 is subtracted.
+    In a sequence of one token the attention map is 1, whatever the queries and keys. So attention
+    returns x W_V W_proj plus its biases. We feed it the rows of I, each as a sequence of one token,
+    and subtract what it returns for x = 0.
 
-    `attention` takes x (batch, tokens, dim) and returns as much, or a tuple that begins with it. It
-    is a module, or a function that calls one: lambda x: module(x, x, x). A module is asked in eval
-    mode, since dropout would change the answer. (Before you give a function, call model.eval(). It
-    gets x in float32 on the CPU.)
-    Raises ValueError if something of another shape is returned.
+    `attention` takes x (batch, tokens, dim) and returns the same shape, or a tuple that starts with
+    it. It is a module, or a function that calls one: lambda x: module(x, x, x). A module is run in
+    eval mode, since dropout would change the output. (If you pass a function, call model.eval()
+    first. It gets x in float32 on the CPU.) Raises ValueError if the output has another shape.
     """
     # I with one more row, which is 0, as sequences of one token
     x = torch.eye(dim + 1, dim)[:, None]

@@ -42,7 +42,7 @@ METRICS = {
 
 PRODUCTS = ("$W_Q W_K^T$", "$W_V W_{proj}$")
 
-# Of a wide product, only so many rows and columns are drawn. In a larger picture the diagonal, one
+# Only this many rows and columns of a wide product are drawn. In a larger picture the diagonal, one
 # entry wide, would be lost.
 CORNER = 64
 
@@ -109,10 +109,10 @@ def two_products(attention):
 def matrices(path, columns, rows, title, label, colors, signed):
     """Draw square matrices in a grid. The number below each is the mean of its diagonal.
 
-    `columns` are the words above the grid, and `rows` is {name: one matrix per column}. All have
-    the scale `label`, of matplotlib's `colors`, which goes from 0, or with `signed` from as far
-    below 0 as above. Of a matrix larger than CORNER, the upper-left corner is drawn. The number is
-    about all of it.
+    `columns` are the titles above the grid, and `rows` is {name: one matrix per column}. All share
+    the color scale `label` in matplotlib's `colors`, from 0 up, or symmetric around 0 if `signed`.
+    A matrix larger than CORNER is cropped to its upper-left corner, but the number covers its whole
+    diagonal.
     """
     figure = new_figure(1.4 * len(columns) + 2, 1.65 * len(rows) + 1.2)
     grid = figure.subplots(len(rows), len(columns), squeeze=False)

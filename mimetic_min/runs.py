@@ -1,14 +1,14 @@
-"""Training runs that a stop does not lose.
+"""Training runs that survive a stop.
 
 A run is two files in the run folder:
 
     mimetic-seed0-lr0.002.pt      its options, its rows, the model and, until the end, the optimizer
     mimetic-seed0-lr0.002.csv     its rows: step, train_loss, and accuracy or loss
 
-Both are written whole at each evaluation, first the .pt, which alone decides how far a run is. The
-same command again goes on from there and comes to the same figures, since a batch depends on
-nothing but its seed and step. (On a CPU with the same number of threads, they are the same to the
-bit.) No two runs share a file, so several processes can train in one folder.
+Both are rewritten at each evaluation, first the .pt, which alone tells how far a run has come. The
+same command resumes from there and gets the same results, since a batch depends only on its seed
+and step. (On a CPU with the same number of threads, they match bit for bit.) No two runs share a
+file, so several processes can train in one folder.
 """
 
 import io
@@ -94,9 +94,9 @@ class Folder:
     def load(self, run, **parts):
         """The rows of the newest checkpoint of a run. Without a checkpoint, there are none.
 
-        Parts that are given, such as model=model and optimizer=optimizer, get the state that they
-        had then. No code is run that the file may hold. Raises ValueError if the file is no
-        checkpoint of this run, or was trained with other options.
+        Parts that are passed, such as model=model and optimizer=optimizer, are restored to their
+        state then. Code in the file is never run. Raises ValueError if the file is not a checkpoint
+        of this run or was trained with other options.
         """
         path = self.path / f"{run}.pt"
         if not path.exists():
@@ -108,8 +108,8 @@ class Folder:
             state = dict(torch.load(content, map_location="cpu", weights_only=True))
         if state.get("run") != str(run) or not {"options", "rows", *parts} <= state.keys():
             raise ValueError(
-                f"{path} is damaged, or no checkpoint of this run; delete it, and the same command "
-                "trains the run again"
+                f"{path} is damaged, or not a checkpoint of this run; delete it, and the same "
+                "command retrains the run"
             )
         for name, value in self.options.items():
             there = state["options"].get(name)

@@ -44,11 +44,10 @@ def table(rows, metric):
     widths = [max(map(len, column)) for column in zip(*lines)]
     text = ["   ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
     note = (
-        "One seed shows no spread. For a spread, train several: --seed 0 1 2"
+        "One seed shows no spread; train several: --seed 0 1 2"
         if len(values) == 1
-        else "Mean ± standard deviation over the seeds. Differences are taken at the same rate, "
-        "seed by seed:\nmean ± standard error, and in brackets on how many seeds the first of the "
-        "two is ahead."
+        else "Mean ± standard deviation over the seeds. Differences are paired by seed at the same "
+        "rate:\nmean ± standard error (number of seeds on which the first of the two is ahead)."
     )
     return "\n".join([*text, "", note])
 

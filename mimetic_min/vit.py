@@ -41,7 +41,7 @@ def mimetic_target(dim, alpha, beta, generator=None):
     sign and its size. Raises ValueError for a value out of range. The draws come from `generator`,
     a torch.Generator on the CPU. Without one, they come from torch's own.
     """
-    # Written this way around, NaN is out of range, too.
+    # Written this way, the check rejects NaN, too.
     if not (0 <= alpha <= 1 and -1 <= beta <= 1):
         raise ValueError(
             "alpha must be between 0 and 1, and beta between -1 and 1, "
@@ -139,8 +139,8 @@ class Attention(nn.Module):
         """W_V W_proj of the layer, which is the sum over its heads: (dim, dim)."""
         return self.W_V @ self.W_proj
 
-    # Mimetic initialization. The strengths alpha and beta, the generator and the ValueError are
-    # those of mimetic_target.
+    # Mimetic initialization. Strengths (alpha and beta), generator and ValueError are as in
+    # mimetic_target.
 
     @torch.no_grad()
     def query_key_init_(self, alpha, beta, generator=None):

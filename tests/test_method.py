@@ -166,7 +166,7 @@ def diagonal_means(matrices):
 
 
 def has_variance(W, variance):
-    """Is this the mean of the squares of W, but for chance?"""
+    """Is the mean square of W this variance, up to chance?"""
     # A squared normal number has a variance of 2, in units of its mean. The tolerance is eight
     # standard deviations, because the mean of a few squares is skewed.
     return abs(W.square().mean().item() / variance - 1) < 8 * sqrt(2 / W.numel())
@@ -299,8 +299,8 @@ def test_a_strength_out_of_range_is_an_error(alpha, beta):
 
 
 # ---------------------------------------------------------------------------------------------
-# The known mistakes. Each is made in a copy of vit.py, where a right line becomes a wrong one. The
-# property at the end of its row has to notice it.
+# The known mistakes. Each is put into a copy of vit.py by replacing a correct line. The property
+# that ends its entry must catch it.
 
 MISTAKES = {
     # In the target
