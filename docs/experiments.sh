@@ -34,7 +34,6 @@ gpt2="train_lm.py --position learned --stream gpt2 $two --lr 1e-3 4e-3 --seed 0 
 case $name in
     # Text: the Python reference
     text)                    c="train_lm.py --seed 0 1 2 3 4" ;;
-    text-rates-500)          c="train_lm.py $controls --lr 2e-3 4e-3 8e-3 --seed 10 11" ;;
     text-rates)              c="train_lm.py --steps 1000 $controls --lr 4e-3 --seed 0 1 2 3 4"
                              choose="--lr 2e-3 4e-3 8e-3 --seed 10 11" ;;
     text-large)              c="train_lm.py --steps 1000 $three --dim 256 --depth 6 --heads 8 --context 128 --lr 2e-3 --seed 0 1 2" ;;
@@ -47,8 +46,6 @@ case $name in
     # Smaller strengths for nanoGPT's own combination
     gpt2-vp0.02-qk0.7)       c="$gpt2 --qk-beta 0.7 --vp-alpha 0.02 --vp-beta -0.05" ;;
     gpt2-vp0.02-qk0.2)       c="$gpt2 --qk-beta 0.2 --vp-alpha 0.02 --vp-beta -0.05" ;;
-    gpt2-vp0-qk0.7)          c="$gpt2 --qk-beta 0.7 --vp-alpha 0 --vp-beta -0.05" ;;
-    gpt2-vp0-qk0.2)          c="$gpt2 --qk-beta 0.2 --vp-alpha 0 --vp-beta -0.05" ;;
     # Parts of the method
     text-parts)              c="train_lm.py --init query-key value-projection simple language --seed 0 1 2" ;;
     text-qk-flipped)         c="train_lm.py --init mimetic --qk-beta -0.7 --seed 0 1 2" ;;
@@ -56,15 +53,14 @@ case $name in
 
     # Shifted digits
     digits)                  c="train_vit.py --seed 0 1 2 3 4 5 6 7 8 9" ;;
-    digits-rates-20)         c="train_vit.py $controls --lr 1e-3 2e-3 4e-3 8e-3 --seed 10 11" ;;
     # The best rate of xavier is another: add --init xavier --lr 4e-3
     digits-rates)            c="train_vit.py --epochs 40 $controls --lr 2e-3 --seed 0 1 2 3 4"
-                             choose="--lr 1e-3 2e-3 4e-3 8e-3 --seed 10 11" ;;
+                             choose="--lr 1e-3 2e-3 4e-3 --seed 10 11" ;;
 
     # CIFAR-10, 5,000 images
     cifar)                   c="$small --lr 1e-3 --seed 0 1 2 3 4" ;;
     cifar-rates)             c="$small --lr 2e-3 --seed 0 1 2 3 4"
-                             choose="--lr 5e-4 1e-3 2e-3 4e-3 --seed 10 11" ;;
+                             choose="--lr 5e-4 1e-3 2e-3 --seed 10 11" ;;
     cifar-wide)              c="$wide $three --seed 0 1 2" ;;
     cifar-parts)             c="$small --lr 1e-3 --init query-key value-projection simple --seed 0 1 2" ;;
     cifar-qk-flipped)        c="$small --lr 1e-3 --init mimetic --qk-beta -0.7 --seed 0 1 2" ;;
