@@ -20,7 +20,6 @@ import csv
 import math
 import re
 import statistics
-import subprocess
 import sys
 from collections import defaultdict, namedtuple
 from pathlib import Path
@@ -304,13 +303,6 @@ def values(results, line, init):
         found = results.get((VARIES[line.experiment], init, lr), {})
         found = {seed: found[seed] for seed in found if seed in seeds}
     return {seed: found[seed] for seed in found if seed not in CHOOSING}, note
-
-
-def command(experiment):
-    """The command that trains an experiment, as experiments.sh prints it."""
-    # An empty variable is as good as none. So it does not matter where the data are here.
-    script = f'CIFAR10= SHAKESPEARE= RUN="echo python" bash {DOCS}/experiments.sh {experiment}'
-    return subprocess.check_output(["bash", "-c", script], text=True).partition(" --out")[0]
 
 
 def shared(results, *lines_and_inits):

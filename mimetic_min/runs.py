@@ -54,7 +54,6 @@ def all_runs(args):
 # ---------------------------------------------------------------------------------------------
 # The folder
 
-
 # Options that may change when a run goes on. The first three choose the runs, and a checksum stands
 # for the data. The others belong to the machine: only rounding depends on them. (On CUDA, matrix
 # products are rounded to bfloat16.)
