@@ -28,15 +28,20 @@ cifar="train_vit.py --data ${CIFAR10:-cifar10}${CIFAR10:+ --augment crop+flip} -
 small="$cifar --limit 5000"
 wide="$small --lr 1e-3 --dim 96 --depth 6 --heads 3"
 deep="$small --lr 1e-3 --depth 12 --heads 2"
+textdeep="train_lm.py --steps 1000 --depth 12 --lr 2e-3 --seed 0 1 2"
 gpt2="train_lm.py --position learned --stream gpt2 $two --lr 1e-3 4e-3 --seed 0 1 2 --qk-alpha 0.1"
 
 # `choose` holds the options for the tuning runs. Their seeds are not reported.
 case $name in
     # Text: the Python reference
-    text)                    c="train_lm.py --seed 0 1 2 3 4" ;;
+    text)                    c="train_lm.py --seed 0 1 2 3 4"
+                             choose="--init default --lr 2e-3 4e-3 8e-3 --seed 10 11" ;;
     text-rates)              c="train_lm.py --steps 1000 $controls --lr 4e-3 --seed 0 1 2 3 4"
                              choose="--lr 2e-3 4e-3 8e-3 --seed 10 11" ;;
     text-large)              c="train_lm.py --steps 1000 $three --dim 256 --depth 6 --heads 8 --context 128 --lr 2e-3 --seed 0 1 2" ;;
+    text-long)               c="train_lm.py --steps 4000 $three --seed 0 1 2" ;;
+    text-deep)               c="$textdeep $three" ;;
+    text-deep-quarter)       c="$textdeep $two --vp-alpha 0.025 --vp-beta -0.1" ;;
     shakespeare)             c="$shakespeare --steps 2000 $controls --seed 0 1 2" ;;
     # Which of the two matters, positions or stream?
     sincos-unit)             c="train_lm.py --position sincos --stream unit $controls --lr 1e-3 4e-3 --seed 0 1 2" ;;
@@ -46,28 +51,35 @@ case $name in
     # Smaller strengths for nanoGPT's own combination
     gpt2-vp0.02-qk0.7)       c="$gpt2 --qk-beta 0.7 --vp-alpha 0.02 --vp-beta -0.05" ;;
     gpt2-vp0.02-qk0.2)       c="$gpt2 --qk-beta 0.2 --vp-alpha 0.02 --vp-beta -0.05" ;;
+    gpt2-vp0-qk0.7)          c="$gpt2 --qk-beta 0.7 --vp-alpha 0 --vp-beta -0.05" ;;
+    gpt2-vp0-qk0.2)          c="$gpt2 --qk-beta 0.2 --vp-alpha 0 --vp-beta -0.05" ;;
     # Parts of the method
     text-parts)              c="train_lm.py --init query-key value-projection simple language --seed 0 1 2" ;;
     text-qk-flipped)         c="train_lm.py --init mimetic --qk-beta -0.7 --seed 0 1 2" ;;
     text-vp-flipped)         c="train_lm.py --init mimetic --vp-beta 0.4 --seed 0 1 2" ;;
 
     # Shifted digits
-    digits)                  c="train_vit.py --seed 0 1 2 3 4 5 6 7 8 9" ;;
+    digits)                  c="train_vit.py --seed 0 1 2 3 4 5 6 7 8 9"
+                             choose="--init default --lr 1e-3 2e-3 4e-3 8e-3 --seed 10 11" ;;
     # The best rate of xavier is another: add --init xavier --lr 4e-3
     digits-rates)            c="train_vit.py --epochs 40 $controls --lr 2e-3 --seed 0 1 2 3 4"
-                             choose="--lr 1e-3 2e-3 4e-3 --seed 10 11" ;;
+                             choose="--lr 1e-3 2e-3 4e-3 8e-3 --seed 10 11" ;;
 
     # CIFAR-10, 5,000 images
     cifar)                   c="$small --lr 1e-3 --seed 0 1 2 3 4" ;;
     cifar-rates)             c="$small --lr 2e-3 --seed 0 1 2 3 4"
-                             choose="--lr 5e-4 1e-3 2e-3 --seed 10 11" ;;
+                             choose="--lr 5e-4 1e-3 2e-3 4e-3 --seed 10 11" ;;
     cifar-wide)              c="$wide $three --seed 0 1 2" ;;
+    cifar-wide-quarter)      c="$wide $two --seed 0 1 2 --vp-alpha 0.1 --vp-beta -0.1" ;;
+    cifar-learned)           c="$small --lr 1e-3 --position learned $controls --seed 0 1 2" ;;
+    cifar-long)              c="$small --lr 1e-3 --epochs 100 $three --seed 0 1 2" ;;
     cifar-parts)             c="$small --lr 1e-3 --init query-key value-projection simple --seed 0 1 2" ;;
     cifar-qk-flipped)        c="$small --lr 1e-3 --init mimetic --qk-beta -0.7 --seed 0 1 2" ;;
     cifar-vp-flipped)        c="$small --lr 1e-3 --init mimetic --vp-beta 0.4 --seed 0 1 2" ;;
     # 12 layers, at several strengths
-    cifar-deep)              c="$deep $three --seed 0 1 2" ;;
-    cifar-deep-quarter)      c="$deep $two --seed 0 1 2 --vp-alpha 0.1 --vp-beta -0.1"
+    cifar-deep)              c="$deep $three --seed 0 1 2 3 4" ;;
+    cifar-deep-rates)        c="$deep $three --lr 5e-4 1e-3 2e-3 --seed 10 11" ;;
+    cifar-deep-quarter)      c="$deep $two --seed 0 1 2 3 4 --vp-alpha 0.1 --vp-beta -0.1"
                              choose="--seed 10" ;;
     # One run each, which chose the quarter
     cifar-deep-third)        c="$deep $two --seed 10 --vp-alpha 0.133 --vp-beta -0.133" ;;

@@ -2,7 +2,7 @@
 
     python docs/report.py add runs/text runs/cifar     finished runs into the .csv files here
     python docs/report.py pages                        the tables and pictures, from the .csv files
-    python docs/report.py streams                      the table of streams, from new models
+    python docs/report.py streams                      streams.png, from new models
     python docs/report.py trained DINOV2 SMOLLM2       trained.png, from two published weight files
 
 `add` writes two files. A run is named by its experiment (the name of its folder), its init, its
@@ -53,22 +53,17 @@ VARIES = {
     "cifar-qk-flipped": "cifar",
     "cifar-vp-flipped": "cifar",
     "cifar-deep-quarter": "cifar-deep",
+    "cifar-wide-quarter": "cifar-wide",
+    "text-deep-quarter": "text-deep",
 }
 
 # A line of a table: its first cell, experiment, rate and metric. With the rate "best", each init
-# has its own. The columns "result" and "minus ..." are about the `init` of the line.
+# has its own. The column "minus mimetic" is about the `init` of the line.
 Line = namedtuple("Line", "name experiment lr metric init", defaults=[""])
 
 INITS = ["off", "default", "xavier", "shuffled", "mimetic"]
 GAINS = ["mimetic minus default", "mimetic minus shuffled"]
-PARTS = ["seeds", "result", "minus default", "minus shuffled", "minus mimetic"]
-
-SUMMARY = [
-    Line("text, 500 steps", "text", 4e-3, "loss"),
-    Line("CIFAR-10, 5,000 images", "cifar", 1e-3, "accuracy"),
-    Line("CIFAR-10, 12 layers", "cifar-deep", 1e-3, "accuracy"),
-    Line("shifted digits", "digits", 2e-3, "accuracy"),
-]
+COMPARED = [*INITS[1:], "mimetic minus shuffled"]
 
 # The tables: the title of the first column, the other columns, the lines. Every column is called
 # what it shows, and `cell` reads these names.
@@ -76,11 +71,17 @@ TABLES = {
     "summary": (
         "data",
         ["default", "shuffled", "mimetic", "seeds", "command"],
-        SUMMARY,
+        [
+            Line("text, 500 steps", "text", 4e-3, "loss"),
+            Line("CIFAR-10, 5,000 images", "cifar", 1e-3, "accuracy"),
+            Line("CIFAR-10, 12 layers", "cifar-deep", 1e-3, "accuracy"),
+            Line("the same, smaller strengths", "cifar-deep-quarter", 1e-3, "accuracy"),
+            Line("shifted digits", "digits", 2e-3, "accuracy"),
+        ],
     ),
     "shares": (
         "data",
-        ["experiment", "seeds", "share of the gain over default", "share of the gain over xavier"],
+        ["seeds", "share of the gain over default", "share of the gain over xavier"],
         [
             Line("text, 500 steps", "text", 4e-3, "loss"),
             Line("Tiny Shakespeare, 2,000 steps", "shakespeare", 4e-3, "loss"),
@@ -90,60 +91,63 @@ TABLES = {
     ),
     "text": (
         "text",
-        ["experiment", "seeds", *INITS, *GAINS],
+        ["experiment", *COMPARED],
         [
             Line("500 steps", "text", 4e-3, "loss"),
             Line("1,000 steps, best rate", "text-rates", "best", "loss"),
+            Line("4,000 steps", "text-long", 4e-3, "loss"),
             Line("1,000 steps, width 256, 6 layers", "text-large", 2e-3, "loss"),
             Line("Tiny Shakespeare, 2,000 steps", "shakespeare", 4e-3, "loss"),
         ],
     ),
     "cifar": (
         "CIFAR-10",
-        ["experiment", "seeds", *INITS, *GAINS],
+        ["experiment", *COMPARED],
         [
             Line("5,000 images, 20 epochs, rate 0.001", "cifar", 1e-3, "accuracy"),
             Line("the same, best rate", "cifar-rates", "best", "accuracy"),
-            Line("width 96, 6 layers, 3 heads, rate 0.001", "cifar-wide", 1e-3, "accuracy"),
-            Line("12 layers, 2 heads, rate 0.001", "cifar-deep", 1e-3, "accuracy"),
-            Line("50,000 images, 10 epochs, rate 0.001", "cifar-all", 1e-3, "accuracy"),
-            Line("50,000 images, 30 epochs, ViT-Tiny", "vit-tiny", 1e-3, "accuracy"),
+            Line("100 epochs", "cifar-long", 1e-3, "accuracy"),
+            Line("learned positions", "cifar-learned", 1e-3, "accuracy"),
+            Line("50,000 images, 10 epochs", "cifar-all", 1e-3, "accuracy"),
         ],
     ),
     "digits": (
         "shifted digits",
-        ["experiment", "seeds", *INITS, *GAINS],
+        ["experiment", *COMPARED],
         [
             Line("20 epochs", "digits", 2e-3, "accuracy"),
             Line("40 epochs, best rate", "digits-rates", "best", "accuracy"),
         ],
     ),
     "positions": (
-        "positions and stream",
-        ["experiment", "seeds", *INITS[1:], *GAINS],
+        "positions, stream, rate",
+        GAINS,
         [
-            Line(f"{position}, {stream}, rate {lr}", f"{position}-{stream}", lr, "loss")
+            Line(f"{position}, {stream}, {lr}", f"{position}-{stream}", lr, "loss")
             for stream in ("unit", "gpt2")
             for position in ("sincos", "learned")
             for lr in (1e-3, 4e-3)
         ],
     ),
     "deep": (
-        "12 layers, value-projection",
-        ["experiment", "seeds", "default", "shuffled", "mimetic", *GAINS],
+        "layers, value-projection",
+        ["experiment", "default", "shuffled", "mimetic", *GAINS],
         [
-            Line("CIFAR-10, (0.4, -0.4)", "cifar-deep", 1e-3, "accuracy"),
-            Line("CIFAR-10, (0.1, -0.1)", "cifar-deep-quarter", 1e-3, "accuracy"),
+            Line("CIFAR-10, 12 layers, (0.4, -0.4)", "cifar-deep", 1e-3, "accuracy"),
+            Line("(0.1, -0.1)", "cifar-deep-quarter", 1e-3, "accuracy"),
+            Line("CIFAR-10, 6 layers, (0.4, -0.4)", "cifar-wide", 1e-3, "accuracy"),
+            Line("(0.1, -0.1)", "cifar-wide-quarter", 1e-3, "accuracy"),
+            Line("text, 12 layers, (0.1, -0.4)", "text-deep", 2e-3, "loss"),
+            Line("(0.025, -0.1)", "text-deep-quarter", 2e-3, "loss"),
         ],
     ),
     "text-parts": (
-        "init",
-        PARTS,
+        "text, 500 steps",
+        ["minus mimetic"],
         [
-            # These three are borrowed, so that all lines have the same seeds.
+            # The first two are borrowed, so that all lines have the same seeds.
             Line("default", "text-parts", 4e-3, "loss", "default"),
             Line("shuffled", "text-parts", 4e-3, "loss", "shuffled"),
-            Line("mimetic", "text-parts", 4e-3, "loss", "mimetic"),
             Line("query-key only", "text-parts", 4e-3, "loss", "query-key"),
             Line("value-projection only", "text-parts", 4e-3, "loss", "value-projection"),
             Line("query-key negative", "text-qk-flipped", 4e-3, "loss", "mimetic"),
@@ -153,12 +157,11 @@ TABLES = {
         ],
     ),
     "cifar-parts": (
-        "init",
-        PARTS,
+        "CIFAR-10, 5,000 images",
+        ["minus mimetic"],
         [
             Line("default", "cifar-parts", 1e-3, "accuracy", "default"),
             Line("shuffled", "cifar-parts", 1e-3, "accuracy", "shuffled"),
-            Line("mimetic", "cifar-parts", 1e-3, "accuracy", "mimetic"),
             Line("query-key only", "cifar-parts", 1e-3, "accuracy", "query-key"),
             Line("value-projection only", "cifar-parts", 1e-3, "accuracy", "value-projection"),
             Line("query-key negative", "cifar-qk-flipped", 1e-3, "accuracy", "mimetic"),
@@ -204,13 +207,14 @@ DINOV2 = [
 ]
 SMOLLM2 = [f"model.layers.{{}}.self_attn.{name}_proj.weight" for name in "qkvo"]
 
-# The lines of the table of streams: first cell, init, and the strengths of both products
+# The lines of streams.png: label, init, the strengths of both products, and the init whose colors
+# and dashes the line has
 STREAMS = [
-    ("default", "default", (0.7, 0.7, 0.4, -0.4)),
-    ("shuffled, (0.4, -0.4)", "shuffled", (0.7, 0.7, 0.4, -0.4)),
-    ("mimetic, (0.4, -0.4)", "mimetic", (0.7, 0.7, 0.4, -0.4)),
-    ("mimetic, (0.4, -0.13)", "mimetic", (0.7, 0.7, 0.4, -0.13)),
-    ("mimetic, (0.1, -0.1)", "mimetic", (0.7, 0.7, 0.1, -0.1)),
+    ("default", "default", (0.7, 0.7, 0.4, -0.4), "default"),
+    ("shuffled (0.4, -0.4)", "shuffled", (0.7, 0.7, 0.4, -0.4), "shuffled"),
+    ("mimetic (0.1, -0.1)", "mimetic", (0.7, 0.7, 0.1, -0.1), "value-projection"),
+    ("mimetic (0.4, -0.13)", "mimetic", (0.7, 0.7, 0.4, -0.13), "simple"),
+    ("mimetic (0.4, -0.4)", "mimetic", (0.7, 0.7, 0.4, -0.4), "mimetic"),
 ]
 
 # A table in a page
@@ -319,7 +323,7 @@ def cell(results, line, column):
     if column == "command":
         return f"`bash docs/experiments.sh {line.experiment}`"
     if column == "seeds":
-        counts = {len(values(results, line, init)[0]) for init in [*INITS, line.init]} - {0}
+        counts = {len(values(results, line, init)[0]) for init in INITS} - {0}
         return " or ".join(map(str, sorted(counts))) or "not measured yet"
     if column.startswith("share "):
         # What is left of mimetic's gain over this init when shuffled is subtracted instead
@@ -339,7 +343,7 @@ def cell(results, line, column):
         ours, theirs = shared(results, first, second)
         # The difference on a single seed would come without an error, so it is left out.
         return "" if len(ours) < 2 or ours == theirs else difference(ours, theirs, line.metric)
-    found, note = values(results, line, line.init or column)
+    found, note = values(results, line, column)
     return spread([*found.values()], STYLE[line.metric]) + note if found else ""
 
 
@@ -401,30 +405,36 @@ def pages():
 
 @torch.no_grad()
 def streams():
-    """Print a table: how much of the input is left in the residual stream of a new ViT.
+    """Draw how much of the input is left in the residual stream of a new ViT: streams.png.
 
     The input is what the first layer reads of random images, whose pixels are N(0, 1). From it, and
-    from the stream after a layer, the mean over the images is subtracted at each position, which
+    from the stream after each layer, the mean over the images is subtracted at each position, which
     leaves what tells the images apart; the number is the cosine between the two. At 1 the layers
-    have only scaled the input, and at 0 nothing of it is left. It is a mean over three seeds.
+    have only scaled the input, and at 0 nothing of it is left. It is a mean over three seeds, and
+    is printed, too.
     """
     config = ViTConfig(image_size=32, patch_size=4, channels=3, dim=192, depth=12, heads=3)
-    layers = [1, 2, 4, 8, 12]
-    print("| new ViT, value-projection |", " | ".join(f"layer {i}" for i in layers), "|")
-    print("| ---" * (1 + len(layers)), "|")
-    for name, init, strengths in STREAMS:
+    figure = plot.new_figure(8, 3.6)
+    axes = figure.subplots()
+    for name, init, strengths, style in STREAMS:
         cosines = []
         for seed in range(3):
             model = train_vit.new_model(Run(init, seed, 0.0), config, strengths)
             # 32 images, as 64 patches of 4 x 4 pixels in 3 channels each
             patches = torch.randn(32, 64, 48, generator=torch.Generator().manual_seed(seed))
-            stream = [model.embed(patches) + model.positions]
+            x = model.embed(patches) + model.positions
+            contents = [(x - x.mean(0)).flatten()]
             for block in model.blocks:
-                stream.append(block(stream[-1]))
-            stream = [(x - x.mean(0)).flatten() for x in stream]
-            cosines.append([torch.cosine_similarity(stream[0], stream[i], 0) for i in layers])
+                x = block(x)
+                contents.append((x - x.mean(0)).flatten())
+            cosines.append([torch.cosine_similarity(contents[0], each, 0) for each in contents])
         means = torch.tensor(cosines).mean(0).tolist()
-        print(f"| {name} |", " | ".join(map("{:.2f}".format, means)), "|")
+        print(f"{name:22}", *map("{:.2f}".format, means[1:]))
+        axes.plot(means, label=name, **plot.STYLES[style])
+    axes.set(xlabel="layer", ylabel="similarity to the input", xticks=range(config.depth + 1))
+    figure.legend(loc="outside right center", handlelength=3)
+    title = "What is left of the input in the stream of a new ViT, by init and value-projection"
+    print(plot.save(figure, DOCS / "streams.png", title))
 
 
 def read_layers(path, names, heads):
