@@ -9,7 +9,7 @@ with a table that compares them.
     python train_lm.py --data my_text.txt                     your own text
     torchrun --nproc_per_node=2 train_lm.py --seed 0 1 2      two runs at a time
 
-If stopped, rerun it to resume. With more seeds, rates or inits, it trains only what is new.
+If it is stopped, rerun it to resume. With more seeds, rates or inits, it trains only what is new.
 
 It reads from top to bottom: options, data, optimizer and schedule, evaluation, one training run,
 all runs. The initializations are in mimetic_min/inits.py.
@@ -77,9 +77,9 @@ def make_parser():
     add("--vp-beta", type=float, default=-0.4, help="mimetic: diagonal of value-projection")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     add("--device", default=device, help="torch device")
-    add("--out", help="the run folder; without it, runs/lm-DATA")
-    add("--sample", type=int, default=200, help="bytes to sample from mimetic")
-    add("--plot", action="store_true", help="draw pictures into the run folder (needs matplotlib)")
+    add("--out", help="the run folder; if not given, runs/lm-DATA")
+    add("--sample", type=int, default=200, help="bytes to sample from the mimetic model")
+    add("--plot", action="store_true", help="save pictures in the run folder (needs matplotlib)")
     return parser
 
 
@@ -105,10 +105,10 @@ class Text:
         return tokens[:, :-1], tokens[:, 1:]
 
     def batch(self, seed, step):
-        """Windows at random places of the training text.
+        """Windows at random places in the training text.
 
-        They depend on the seed and the step alone. So all inits see the same batches, and a run
-        that goes on after a stop sees those that would have come next.
+        They depend only on the seed and the step. So all inits see the same batches, and a resumed
+        run sees the ones that would have come next.
         """
         places = len(self.train) - self.args.context
         offsets = np.random.default_rng([seed, step]).integers(0, places, self.args.batch_size)
@@ -126,7 +126,7 @@ class Text:
 
 
 def make_optimizer(model):
-    """AdamW with nanoGPT's settings for a text of characters. Gains have no weight decay."""
+    """AdamW with nanoGPT's settings for character-level text. Gains have no weight decay."""
     groups = [
         {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": 0.1},
         {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
@@ -157,7 +157,7 @@ def validation_loss(model, text):
 
 
 def sample(model, count, seed):
-    """A text of `count` bytes that the model writes after a line break."""
+    """The `count` bytes of text that the model writes after a line break."""
     prompt = torch.tensor([[ord("\n")]])
     tokens = model.generate(prompt, count, 0.8, torch.Generator().manual_seed(seed))
     return bytes(tokens[0, 1:].tolist()).decode(errors="replace")
@@ -169,8 +169,7 @@ def sample(model, count, seed):
 
 def new_model(run, config, strengths):
     """The untrained model of a run. `strengths` are as in GPT.mimetic_init_."""
-    # The seed is set before the model is made, so all inits share the weights outside the
-    # attention.
+    # The seed is set before the model is made, so all inits share the weights outside attention.
     torch.manual_seed(run.seed)
     model = GPT(config)
     inits.INITS[run.init]([block.attention for block in model.blocks], strengths)
@@ -187,7 +186,7 @@ def train(run, folder, model, text):
     # On CUDA, matrix products are computed in bfloat16, as in nanoGPT. Elsewhere nothing changes.
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
-    # Where the newest checkpoint is, if there is one
+    # Resume from the newest checkpoint, if there is one
     rows = folder.load(run, model=model, optimizer=optimizer)
     first = rows[-1]["step"] if rows else 0
     begun = time.monotonic()
@@ -257,7 +256,7 @@ def main(words=None):
     for run in to_do:
         train(run, folder, new_model(run, config, strengths), text)
 
-    # Of several processes, the one that ends last finds that all runs have ended.
+    # The last of several processes to finish finds that all runs have ended.
     rows = {run: folder.load(run) for run in all_runs}
     if all(map(folder.has_ended, rows.values())):
         print(f"\n{table.table(rows, 'loss')}\n\nPerplexity per byte is exp(nats per byte).")

@@ -9,7 +9,7 @@ with a table that compares them.
     python train_vit.py --data my_pictures/                   your own pictures
     torchrun --nproc_per_node=2 train_vit.py --seed 0 1 2     two runs at a time
 
-If stopped, rerun it to resume. With more seeds, rates or inits, it trains only what is new.
+If it is stopped, rerun it to resume. With more seeds, rates or inits, it trains only what is new.
 
 It reads from top to bottom: options, data, optimizer and schedule, evaluation, one training run,
 all runs. The initializations are in mimetic_min/inits.py.
@@ -28,8 +28,8 @@ from mimetic_min import ViT, ViTConfig, data, inits, machine, plot, runs, table,
 # ---------------------------------------------------------------------------------------------
 # Options
 
-# What --augment is without the option. Other data are not augmented. The digits of SVHN are not
-# flipped, since a mirrored digit is a different sign.
+# The default of --augment. Other data are not augmented. The digits of SVHN are not
+# flipped, since a mirrored digit is no longer that digit.
 AUGMENT = {"cifar10": "crop+flip", "cifar100": "crop+flip", "svhn": "crop"}
 
 
@@ -78,8 +78,8 @@ def make_parser():
     add("--vp-beta", type=float, default=-0.4, help="mimetic: diagonal of value-projection")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     add("--device", default=device, help="torch device")
-    add("--out", help="the run folder; without it, runs/vit-DATA")
-    add("--plot", action="store_true", help="draw pictures into the run folder (needs matplotlib)")
+    add("--out", help="the run folder; if not given, runs/vit-DATA")
+    add("--plot", action="store_true", help="save pictures in the run folder (needs matplotlib)")
     return parser
 
 
@@ -108,8 +108,8 @@ class Images:
     def batch(self, seed, step):
         """The images (batch, channels, size, size) and labels (batch,) of a training step.
 
-        They depend on the seed and the step alone. So all inits see the same batches, and a run
-        that goes on after a stop sees those that would have come next.
+        They depend only on the seed and the step. So all inits see the same batches, and a resumed
+        run sees the ones that would have come next.
         """
         epoch, i = divmod(step, self.steps_per_epoch)
         if self.epoch != (seed, epoch):
@@ -173,8 +173,7 @@ def accuracy(model, images):
 
 def new_model(run, config, strengths):
     """The untrained model of a run. `strengths` are as in ViT.mimetic_init_."""
-    # The seed is set before the model is made, so all inits share the weights outside the
-    # attention.
+    # The seed is set before the model is made, so all inits share the weights outside attention.
     torch.manual_seed(run.seed)
     model = ViT(config)
     inits.INITS[run.init]([block.attention for block in model.blocks], strengths)
@@ -191,7 +190,7 @@ def train(run, folder, model, images):
     # On CUDA, matrix products are computed in bfloat16, as in nanoGPT. Elsewhere nothing changes.
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
-    # Where the newest checkpoint is, if there is one
+    # Resume from the newest checkpoint, if there is one
     rows = folder.load(run, model=model, optimizer=optimizer)
     first = rows[-1]["step"] if rows else 0
     begun = time.monotonic()
@@ -264,7 +263,7 @@ def main(words=None):
     for run in to_do:
         train(run, folder, new_model(run, config, strengths), images)
 
-    # Of several processes, the one that ends last finds that all runs have ended.
+    # The last of several processes to finish finds that all runs have ended.
     rows = {run: folder.load(run) for run in all_runs}
     if all(map(folder.has_ended, rows.values())):
         print("\n" + table.table(rows, "accuracy"))

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # The experiments of docs/results.md. Each is one command of one of the two scripts.
 #
-#     bash docs/experiments.sh text                   trains into runs/text; again, it resumes
+#     bash docs/experiments.sh text                   trains into runs/text, or resumes
 #     bash docs/experiments.sh text-rates-choose      the runs that chose a rate or a strength
-#     bash docs/experiments.sh text --seed 20 21      later options win, here other seeds
+#     bash docs/experiments.sh text --seed 20 21      later options win: different seeds
 #     RUN="echo python" bash docs/experiments.sh text                   only prints the command
 #     RUN="torchrun --nproc_per_node=4" bash docs/experiments.sh text   four runs at a time
 #     python docs/report.py add runs/text             puts the finished runs into results.csv
 #
 # Data are downloaded once. Without a network, set CIFAR10 to an .npz of four arrays, and SHAKESPEARE
-# to the file of text.
+# to the text file.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 asked=${1:?give the name of an experiment}
@@ -61,7 +61,7 @@ case $name in
     # Shifted digits
     digits)                  c="train_vit.py --seed 0 1 2 3 4 5 6 7 8 9"
                              choose="--init default --lr 1e-3 2e-3 4e-3 8e-3 --seed 10 11" ;;
-    # The best rate of xavier is another: add --init xavier --lr 4e-3
+    # Xavier has a different best rate: add --init xavier --lr 4e-3
     digits-rates)            c="train_vit.py --epochs 40 $controls --lr 2e-3 --seed 0 1 2 3 4"
                              choose="--lr 1e-3 2e-3 4e-3 8e-3 --seed 10 11" ;;
 
@@ -81,7 +81,7 @@ case $name in
     cifar-deep-rates)        c="$deep $three --lr 5e-4 1e-3 2e-3 --seed 10 11" ;;
     cifar-deep-quarter)      c="$deep $two --seed 0 1 2 3 4 --vp-alpha 0.1 --vp-beta -0.1"
                              choose="--seed 10" ;;
-    # One run each, which chose the quarter
+    # The runs that chose a quarter
     cifar-deep-third)        c="$deep $two --seed 10 --vp-alpha 0.133 --vp-beta -0.133" ;;
     cifar-deep-half)         c="$deep --init mimetic --seed 10 --vp-alpha 0.2 --vp-beta -0.2" ;;
     cifar-deep-beta-quarter) c="$deep --init mimetic --seed 10 --vp-alpha 0.4 --vp-beta -0.1" ;;
@@ -94,6 +94,6 @@ case $name in
     *)                       echo "no experiment is called $name" >&2; exit 2 ;;
 esac
 if [[ $asked == *-choose ]]; then
-    c+=" ${choose:?"nothing is chosen for $name"}"
+    c+=" ${choose:?"$name has no tuning runs"}"
 fi
 ${RUN:-python} $c --out "runs/$name" "$@"

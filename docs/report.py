@@ -12,8 +12,8 @@ if the run diverged.
     results.csv      a row per finished run: its result after the last step
     curves.csv       a row per evaluation, for the runs that curves.png draws
 
-`pages` replaces everything between <!-- table NAME --> and <!-- end --> in the pages. Which runs go
-into which table and picture is said in the lists below.
+`pages` replaces everything between <!-- table NAME --> and <!-- end --> in the pages. The lists
+below say which runs go into which table and picture.
 """
 
 import csv
@@ -39,8 +39,8 @@ PAGES = [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md"))]
 # ---------------------------------------------------------------------------------------------
 # What is in the tables and the pictures
 
-# These two seeds choose: the rate of an init, or the strengths of an experiment. Since each choice
-# favors the seeds that made it, results are reported only from other seeds.
+# These two seeds are for choosing the rate of an init or the strengths of an experiment. Since each
+# choice favors the seeds that made it, results are reported only from other seeds.
 CHOOSING = {10, 11}
 
 # An experiment that varies another one, and trains only the inits that change. Tables borrow the
@@ -65,7 +65,7 @@ INITS = ["off", "default", "xavier", "shuffled", "mimetic"]
 GAINS = ["mimetic minus default", "mimetic minus shuffled"]
 COMPARED = [*INITS[1:], "mimetic minus shuffled"]
 
-# The tables: the title of the first column, the other columns, the lines. Every column is called
+# The tables: the title of the first column, the other columns, the lines. Every column is named for
 # what it shows, and `cell` reads these names.
 TABLES = {
     "summary": (
@@ -207,8 +207,8 @@ DINOV2 = [
 ]
 SMOLLM2 = [f"model.layers.{{}}.self_attn.{name}_proj.weight" for name in "qkvo"]
 
-# The lines of streams.png: label, init, the strengths of both products, and the init whose colors
-# and dashes the line has
+# The lines of streams.png: label, init, the strengths of both products, and the init whose color
+# and dashes it uses
 STREAMS = [
     ("default", "default", (0.7, 0.7, 0.4, -0.4), "default"),
     ("shuffled (0.4, -0.4)", "shuffled", (0.7, 0.7, 0.4, -0.4), "shuffled"),
@@ -225,7 +225,7 @@ MARKED = r"<!-- table (\S+) -->\n(?:\|.*\n)*<!-- end -->"
 
 TYPES = {"experiment": str, "init": str, "seed": int, "step": int}
 
-# How many columns say which row it is
+# How many columns identify a row
 KEYS = {"results.csv": 4, "curves.csv": 5}
 
 
@@ -239,7 +239,7 @@ def read(path):
 
 
 def write(name, new):
-    """Put new rows into one of our .csv files. Each replaces the row of the same keys."""
+    """Put new rows into one of our .csv files. Each replaces the row with the same keys."""
     rows = {tuple(row.values())[: KEYS[name]]: row for row in read(DOCS / name) + new}
     rows = [rows[key] for key in sorted(rows)]
     with open(DOCS / name, "w") as file:
@@ -278,10 +278,10 @@ def add(*folders):
 
 
 def best_rate(results, line, init):
-    """The rate of an init with the best mean over the seeds that choose, and a note on it.
+    """The rate of an init with the best mean over the CHOOSING seeds, and a note on it.
 
     "(edge)" in the note says that no lower, or no higher, rate was tried: a better one may lie
-    beyond. The rate is None as long as there is none that both seeds have tried.
+    beyond. The rate is None until both seeds have tried one.
     """
     means = {
         lr: statistics.mean(found[seed] for seed in CHOOSING)
@@ -296,11 +296,11 @@ def best_rate(results, line, init):
 
 
 def values(results, line, init):
-    """What is reported of an init in a line: {seed: result}, and a note on its rate."""
+    """What a line reports for an init: {seed: result}, and a note on its rate."""
     lr, note = best_rate(results, line, init) if line.lr == "best" else (line.lr, "")
     found = results.get((line.experiment, init, lr), {})
     # An init that depends on the strengths is borrowed only where a part of the method is compared
-    # with it. Elsewhere it would be taken for one of this experiment that is not measured yet.
+    # with it. Elsewhere it would pass for a result of this experiment, which is not measured yet.
     borrows = line.experiment in VARIES and (line.init or init in INITS[:3])
     if borrows and not found:
         seeds = set().union(*(results[run] for run in results if run[0] == line.experiment))
@@ -341,14 +341,14 @@ def cell(results, line, column):
             varied = line._replace(experiment=VARIES.get(line.experiment, line.experiment))
             first, second = (line, line.init), (varied, base)
         ours, theirs = shared(results, first, second)
-        # The difference on a single seed would come without an error, so it is left out.
+        # A difference on a single seed has no standard error, so it is left out.
         return "" if len(ours) < 2 or ours == theirs else difference(ours, theirs, line.metric)
     found, note = values(results, line, column)
     return spread([*found.values()], STYLE[line.metric]) + note if found else ""
 
 
 def fill(text, rows):
-    """The text of a page, with its tables made from `rows`, those of results.csv."""
+    """The text of a page, with its tables made from `rows`, the rows of results.csv."""
     results = defaultdict(dict)
     for row in rows:
         results[row["experiment"], row["init"], row["lr"]][row["seed"]] = row["result"]
@@ -407,11 +407,11 @@ def pages():
 def streams():
     """Draw how much of the input is left in the residual stream of a new ViT: streams.png.
 
-    The input is what the first layer reads of random images, whose pixels are N(0, 1). From it, and
-    from the stream after each layer, the mean over the images is subtracted at each position, which
-    leaves what tells the images apart; the number is the cosine between the two. At 1 the layers
-    have only scaled the input, and at 0 nothing of it is left. It is a mean over three seeds, and
-    is printed, too.
+    The input is what enters the first layer for random images, whose pixels are N(0, 1). From it
+    and from the stream after each layer we subtract the mean over the images, at each position,
+    which leaves what tells the images apart; the number is the cosine between the two. At 1 the
+    layers have only scaled the input, and at 0 none of it is left. It is a mean over three
+    seeds, and is printed, too.
     """
     config = ViTConfig(image_size=32, patch_size=4, channels=3, dim=192, depth=12, heads=3)
     figure = plot.new_figure(8, 3.6)
@@ -440,7 +440,7 @@ def streams():
 def read_layers(path, names, heads):
     """The attention layers in a published file of weights: a list of Attention.
 
-    `names` are those of the four weights, with {} in the place of the layer. Raises ValueError for
+    `names` are the names of the four weights, with {} for the layer number. Raises ValueError for
     a file without them.
     """
     from safetensors.torch import load_file
@@ -468,8 +468,8 @@ def trained(dinov2, smollm2):
     """Draw both products in two trained networks, and in new ones of the same shapes: trained.png.
 
     `dinov2` and `smollm2` are the files model.safetensors of facebook/dinov2-small and of
-    HuggingFaceTB/SmolLM2-135M-Instruct. W_Q W_K^T is the mean of the heads. Prints the mean of each
-    diagonal, too. Raises ValueError for the file of another network.
+    HuggingFaceTB/SmolLM2-135M-Instruct. W_Q W_K^T is averaged over the heads. Prints the mean of
+    each diagonal, too. Raises ValueError for the file of another network.
     """
     # matplotlib needs Pillow, too.
     from PIL import Image
@@ -487,7 +487,7 @@ def trained(dinov2, smollm2):
     for part, (name, attentions, layers) in zip(figure.subfigures(2, 2).flat, networks):
         part.suptitle(name, fontweight="bold")
         for i, line in enumerate(part.subplots(2, 3)):
-            # The weights of the networks differ in size. In standard deviations, they compare.
+            # The networks' weights differ in size. In standard deviations, they are comparable.
             products = (plot.two_products(attention)[i] for attention in attentions)
             matrices = [product / product.std() for product in products]
             means = [f"{matrix.diagonal().mean():.1f}" for matrix in matrices]

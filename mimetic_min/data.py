@@ -2,8 +2,8 @@
 
 Two data sets need no network: the digits, which come with this project, and the language reference,
 which comes with Python. torchvision downloads and reads the other images, and folders of pictures.
-Your own arrays and texts are read where they are. If data cannot be used, a ValueError, or an
-OSError with the path, says in one sentence why.
+Your own arrays and text files are read in place. If data cannot be used, a ValueError, or an
+OSError with the path, says why in one sentence.
 """
 
 import zlib
@@ -32,7 +32,7 @@ def explain(sentence):
     try:
         yield
     except Exception as error:
-        # Some of these messages go over several lines, and some are empty.
+        # Some of these messages span several lines, and some are empty.
         cause = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{sentence} ({cause})") from error
 
@@ -46,20 +46,20 @@ def load_images(data, data_dir="data", limit=None, image_size=None):
 
     Images are uint8 (n, channels, size, size), and labels int64 (n,). `data` is one of
 
-    - "digits": the 1,797 scans of 8x8, with values from 0 to 16, of the UCI "Optical Recognition of
+    - "digits": the 1,797 8x8 scans, with values from 0 to 16, in the UCI "Optical Recognition of
       Handwritten Digits" test set (E. Alpaydin and C. Kaynak, 1998, CC BY 4.0,
-      https://doi.org/10.24432/C50P49). The first 1,000 are for training, the last 797 for the test.
+      https://doi.org/10.24432/C50P49). The first 1,000 are for training, the last 797 for testing.
     - "shifted-digits": the same scans, each placed at random on a canvas of 12x12.
     - "cifar10", "cifar100", "svhn", "mnist", "fashion-mnist": torchvision downloads them to
       `data_dir` once.
     - the path of a folder of pictures: FOLDER/train/CLASS/ and FOLDER/test/CLASS/ (or val in place
       of test). Each picture is scaled until its shorter side has `image_size` pixels, 32 if it is
-      None, and its center is cut out.
+      None, and then center-cropped.
     - the path of an .npz with arrays train_images, train_labels, test_images and test_labels:
       uint8 (n, size, size) or (n, size, size, 1 or 3), and whole numbers from 0, (n,) or (n, 1).
 
     With `limit`, only the first `limit` training images are used. A folder lists its pictures class
-    by class, so they are mixed first, in the same order every time.
+    by class, so they are shuffled first, in the same order every time.
     """
     is_folder = data not in IMAGES and Path(data).is_dir()
     check(
@@ -88,8 +88,8 @@ def to_tensors(data, arrays, limit):
             and images.shape[3:] in ((), (1,), (3,))
             and images.size > 0,
             f"{part}_images of {data} must be uint8 (n, size, size) or (n, size, size, 1 or 3), "
-            f"but are {images.dtype} {images.shape}; values from 0 to 1 become uint8 if you "
-            "multiply them by 255, then .astype(numpy.uint8)",
+            f"but are {images.dtype} {images.shape}; to convert values from 0 to 1, multiply "
+            "them by 255, then use .astype(numpy.uint8)",
         )
         check(
             labels.dtype.kind in "iu" and labels.shape in ((len(images),), (len(images), 1)),
@@ -110,23 +110,23 @@ def to_tensors(data, arrays, limit):
     train, train_labels = train[:limit], train_labels[:limit]
     check(
         train.shape[1:] == test.shape[1:],
-        f"all images of {data} must have one shape, but those for training have "
-        f"{tuple(train.shape[1:])} and those for the test {tuple(test.shape[1:])}",
+        f"all images of {data} must have the same shape, but those for training have "
+        f"{tuple(train.shape[1:])} and those for testing {tuple(test.shape[1:])}",
     )
-    # A model has as many outputs as the largest label says. A label that is an id rather than a
+    # The largest label sets the number of outputs of a model. A label that is an id rather than a
     # class, such as a billion, would use up all memory.
     check(
         0 <= train_labels.min() < train_labels.max() < 2**16,
         f"the labels of the {len(train):,} training images of {data} must be from 0 to 65,535, and "
-        f"of two classes or more, but go from {train_labels.min()} to {train_labels.max()}; if the "
-        "images are sorted by class, shuffle them",
+        f"include two classes or more, but go from {train_labels.min()} to {train_labels.max()}; "
+        "if the images are sorted by class, shuffle them",
     )
     check(
         torch.isin(test_labels, train_labels).all(),
         f"test images of {data} have labels that none of the {len(train):,} training images has; "
         "if the images are sorted by class, shuffle them",
     )
-    # A reader that expects bytes turns pictures with values from 0 to 1 black.
+    # Pictures with values from 0 to 1 turn black in a reader that expects bytes.
     check(
         not torch.equal(train[1:], train[:-1]),
         f"the {len(train):,} training images of {data} are all the same",
@@ -135,13 +135,13 @@ def to_tensors(data, arrays, limit):
 
 
 # ---------------------------------------------------------------------------------------------
-# Readers of images. Each returns four arrays, as they are in an .npz
+# Image readers. Each returns four arrays, as in an .npz
 
 
 def read_digits(shifted):
-    """The digits as they come, or each at a random place on a canvas of 12x12.
+    """The digits as they are, or each at a random place on a 12x12 canvas.
 
-    In the digits as they come, a stroke is always at the same place, so a model without attention
+    In the original digits, a stroke is always in the same place, so a model without attention
     reads them just as well, and they say nothing about attention. On the canvas, a model has to
     find the parts of a digit first. Each image keeps its place, in every epoch and every run.
     """
@@ -157,9 +157,9 @@ def read_digits(shifted):
 
 def read_with_torchvision(data, data_dir, limit, size):
     """Published images, which torchvision downloads and checks, or a folder of pictures."""
-    # torchvision is optional. One that does not fit torch fails, too, with a RuntimeError.
+    # torchvision is optional. A version that does not match torch fails, too, with a RuntimeError.
     with explain(
-        f"{data} needs torchvision, in the version that belongs to torch {torch.__version__}: "
+        f"{data} needs torchvision, in the version that matches torch {torch.__version__}: "
         "pip install torchvision"
     ):
         from torchvision import datasets, transforms
@@ -197,8 +197,8 @@ def read_with_torchvision(data, data_dir, limit, size):
             f"both parts of {data} must have the same classes, but only one of them has "
             f"{', '.join(sorted(set(train.classes) ^ set(test.classes)))}",
         )
-        # ImageFolder lists one class after another. Once they are mixed, the first pictures are of
-        # all classes, and the rest need not be read.
+        # ImageFolder lists one class after another. Once they are shuffled, the first pictures
+        # cover all classes, and the rest need not be read.
         np.random.default_rng(0).shuffle(train.samples)
         train.samples = train.samples[:limit]
 
@@ -207,7 +207,7 @@ def read_with_torchvision(data, data_dir, limit, size):
 
 
 def read_npz(path):
-    # A pickle can run any code when it is read, so an array that is one is refused.
+    # A pickle can run arbitrary code when it is read, so pickled arrays are refused.
     with (
         explain(
             f"data must be {', '.join(IMAGES)}, a folder or an .npz, but {path} cannot be read"
@@ -228,10 +228,10 @@ def read_npz(path):
 def mean_and_std(images):
     """Mean and standard deviation of each channel: two float32 tensors (channels, 1, 1).
 
-    `images` are uint8 (n, channels, size, size). A channel that has one value everywhere gets the
-    deviation 1, so that it becomes zero and not NaN when it is normalized.
+    `images` are uint8 (n, channels, size, size). A channel with one value everywhere gets a
+    deviation of 1, so that it becomes zero and not NaN when it is normalized.
     """
-    # How often each value occurs gives exact sums, without a copy as float, four times as large.
+    # Counting each value gives exact sums without a float copy, which would be four times as large.
     counts = [channel.flatten().bincount(minlength=256) for channel in images.unbind(1)]
     shares = torch.stack(counts).double() / images[:, 0].numel()  # (channels, 256)
     values = torch.arange(256).double()
@@ -244,9 +244,9 @@ def mean_and_std(images):
 def augment(images, draws, flip):
     """Pad each image with zeros, crop it at random, and with `flip` mirror half of them.
 
-    `images` are (batch, channels, size, size), and the zeros are an eighth of the size wide; for
+    `images` are (batch, channels, size, size), and the zero border is an eighth of the size; for
     32x32 this is the recipe of He et al. (2015), section 4.2. `draws` (batch, 3) are uniform from 0
-    to 1: the first two of a row are the place of the crop, and the third mirrors it if below 0.5.
+    to 1: the first two in a row place the crop, and the third mirrors it if it is below 0.5.
     """
     batch, _, size, _ = images.shape
     pad = size // 8
@@ -269,16 +269,16 @@ SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2d
 
 
 def load_text(data, context, data_dir="data"):
-    """Two uint8 NumPy arrays: the first 90% of a text for training, and the last 10% to validate.
+    """Two uint8 NumPy arrays: the first 90% of a text for training, the last 10% for validation.
 
     `data` is one of
 
     - "pydoc": the language reference that comes with Python, as its help() shows it. The text
       differs a little between releases.
     - "shakespeare": Tiny Shakespeare (A. Karpathy, 2015), which is downloaded to `data_dir` once.
-    - the path of a file, which is mapped into memory, and may be larger than that.
+    - the path of a file, which is memory-mapped, so it may be larger than memory.
 
-    Both parts must hold at least one window of `context` bytes and the byte after.
+    Both parts must hold at least one window of `context` bytes and the byte after it.
     """
     if data == "pydoc":
         from pydoc_data.topics import topics
@@ -286,21 +286,19 @@ def load_text(data, context, data_dir="data"):
         text = np.frombuffer("\n\n".join(map(topics.get, sorted(topics))).encode(), np.uint8)
     else:
         path = download_shakespeare(data_dir) if data == "shakespeare" else data
-        with explain(
-            f"data must be {', '.join(TEXTS)} or a file of text, but {path} cannot be read"
-        ):
+        with explain(f"data must be {', '.join(TEXTS)} or a text file, but {path} cannot be read"):
             text = np.memmap(path, np.uint8, "r")
     train, validation = np.split(text, [len(text) * 90 // 100])
     check(
         min(len(train), len(validation)) > context,
-        f"both parts of a text must be longer than the context of {context:,} bytes, but those of "
-        f"{data} have {len(train):,} (training) and {len(validation):,} (validation)",
+        f"both parts of a text must be longer than the context of {context:,} bytes, but "
+        f"{data} has {len(train):,} (training) and {len(validation):,} (validation)",
     )
     return train, validation
 
 
 def download_shakespeare(data_dir):
-    """The path of Tiny Shakespeare. A file that is there already is trusted."""
+    """The path of Tiny Shakespeare. An existing file is trusted."""
     path = Path(data_dir, "tinyshakespeare.txt")
     if not path.exists():
         with explain(f"cannot download {SHAKESPEARE}: get it by other means and save it as {path}"):
@@ -311,9 +309,9 @@ def download_shakespeare(data_dir):
 
 
 def checksum(*arrays):
-    """A CRC-32 of all arrays, to notice changed data.
+    """A CRC-32 of all arrays, to detect changed data.
 
-    Of a huge array it reads only the first 2**28 entries, to be quick.
+    To be quick, it reads only the first 2**28 entries of a huge array.
     """
     crc = 0
     for array in arrays:

@@ -13,8 +13,8 @@ W_V W_proj of each layer.
 Tokens are rows, and weights act from the right: x @ W, as in the paper. (nn.Linear computes
 x @ W^T. If you put these weights into an nn.Linear, transpose them.)
 
-The file goes from the method to the model. The method and attention are the same in vit.py, to the
-letter. If you have read them there, go straight to the language model.
+The file goes from the method to the model. The method and attention match vit.py to the letter. If
+you have read them there, go straight to the language model.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from torch import nn
 # The method. A product of two weights should be near a target, alpha Z + beta I. Make the target,
 # then split it into two factors.
 
-# The method draws on the CPU and in float32, so that a seed gives the same numbers to every model.
+# The method draws on the CPU and in float32, so that a seed gives every model the same numbers.
 ON_CPU = {"device": "cpu", "dtype": torch.float32}
 
 
@@ -77,8 +77,8 @@ class Attention(nn.Module):
     """Multi-head self-attention.
 
     W_Q, W_K   (heads, dim, head_dim)   one pair per head, since W_Q W_K^T is set per head
-    W_V        (dim, dim)               head i has the columns i * head_dim to (i + 1) * head_dim
-    W_proj     (dim, dim)               head i has the rows of the same indices
+    W_V        (dim, dim)               head i uses columns i * head_dim to (i + 1) * head_dim
+    W_proj     (dim, dim)               head i uses the rows with the same indices
 
     There are no biases, so the weights act only through the products. With `causal`, as in a
     language model, a token attends only to itself and to earlier tokens. Raises ValueError if
@@ -185,7 +185,7 @@ class Attention(nn.Module):
 
 
 # ---------------------------------------------------------------------------------------------
-# The language model, in the order of the data
+# The language model, in the order the data flows
 
 
 @dataclass
@@ -199,7 +199,7 @@ class GPTConfig:
       3.4). The defaults of `mimetic_init_` are for this stream.
     - "gpt2": embeddings and learned positions are N(0, 0.02^2), as in GPT-2, so the entries of x
       have a size of about 0.028. Then a diagonal of -0.4 adds more than ten times x itself, and
-      drowns the token.
+      drowns out the token.
 
     `position` says where the positions come from: sines and cosines, or learned weights. Within a
     stream both have the same root mean square: sqrt(1/2) (as sines and cosines do) in the unit
@@ -222,7 +222,7 @@ class GPTConfig:
             )
         if self.position != "learned" and (self.position != "sincos" or self.dim % 2 != 0):
             raise ValueError(
-                "position must be learned, or sincos with a dim that is even, but it is "
+                "position must be learned, or sincos with an even dim, but it is "
                 f"{self.position} with a dim of {self.dim}"
             )
         if self.stream not in ("unit", "gpt2"):
@@ -303,9 +303,9 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def generate(self, tokens, count, temperature=1.0, generator=None):
-        """Append `count` drawn tokens: from (batch, n), where n >= 1, to (batch, n + count).
+        """Append `count` sampled tokens: from (batch, n), where n >= 1, to (batch, n + count).
 
-        A temperature below 1 prefers likely tokens.
+        A temperature below 1 favors likely tokens.
         """
         for _ in range(count):
             logits = self(tokens[:, -self.config.context :])[:, -1] / temperature

@@ -1,6 +1,6 @@
 """The initializations that both scripts compare.
 
-Each is a function that gets a list of Attention layers, first layer first, and the four strengths
+Each is a function that takes a list of Attention layers, first layer first, and the four strengths
 (qk_alpha, qk_beta, vp_alpha, vp_beta). It changes the weights in place, and draws from torch's own
 generator. The first line of its docstring is its line in --help. To compare an initialization of
 your own, write a function here and add it to INITS: both scripts will have it.
@@ -42,7 +42,7 @@ def shuffled(layers, strengths):
     """
     mimetic(layers, strengths)
     for attention in layers:
-        # The columns of a product are those of its second factor: W_K^T of a head, or W_proj.
+        # Moving columns of the second factor (W_K^T of a head, or W_proj) moves the product's.
         for factor in (*attention.W_K.mT, attention.W_proj):
             order = torch.randperm(factor.shape[1])
             factor.copy_(factor[:, order])
@@ -94,5 +94,5 @@ INITS = {
     "language": language,
 }
 
-# What --help says of them
+# What --help says about them
 HELP = "\n".join(f"  {name:18}{init.__doc__.splitlines()[0]}" for name, init in INITS.items())

@@ -1,6 +1,6 @@
 """Mimetic initialization in any model: name the four weights, then check the model itself.
 
-For example, in a ViT of timm with dim 192 and three heads:
+For example, in a timm ViT with dim 192 and three heads:
 
     for block in model.blocks:
         q, k, v = block.attn.qkv.weight.chunk(3)
@@ -9,9 +9,9 @@ For example, in a ViT of timm with dim 192 and three heads:
     diagonal = linear.vp_product(model.blocks[0].attn, dim=192).diagonal()
     print(diagonal.mean(), diagonal.std())  # about -0.40 and 0.03
 
-`q`, `k`, `v` and `proj` are weights of nn.Linear, (dim, dim). In q, k and v the heads are one above
-another. An nn.Linear computes x @ weight.T, so each weight is the transpose of a matrix in vit.py.
-If a layer computes x @ weight, like Conv1D in Hugging Face's GPT-2, give its weight.T.
+`q`, `k`, `v` and `proj` are weights of nn.Linear, (dim, dim). In q, k and v the heads are stacked
+vertically. An nn.Linear computes x @ weight.T, so each weight is the transpose of a matrix in
+vit.py. If a layer computes x @ weight, like Conv1D in Hugging Face's GPT-2, pass its weight.T.
 """
 
 import copy
@@ -27,8 +27,8 @@ def matrices(q, k, v, proj, heads):
         if weight.shape != (len(proj), len(proj)):
             raise ValueError(
                 f"{name} must have the shape (dim, dim), here {(len(proj), len(proj))}, but it has "
-                f"{tuple(weight.shape)}. Most such models use grouped-query attention (fewer heads "
-                "for keys and values) or their own head dimension, and the method does not apply"
+                f"{tuple(weight.shape)}. Such a model probably uses grouped-query attention (fewer "
+                "heads for keys and values) or another head dimension, so the method does not apply"
             )
     # Without .data, autograd would not let us modify the chunks of a weight in place.
     q, k, v, proj = (weight.data for weight in (q, k, v, proj))
@@ -81,7 +81,7 @@ def vp_product(attention, dim):
     eval mode, since dropout would change the output. (If you pass a function, call model.eval()
     first. It gets x in float32 on the CPU.) Raises ValueError if the output has another shape.
     """
-    # I with one more row, which is 0, as sequences of one token
+    # I with a row of zeros below it, each row a sequence of one token
     x = torch.eye(dim + 1, dim)[:, None]
     if isinstance(attention, torch.nn.Module):
         # A copy, so that the module itself stays in its mode.
@@ -91,7 +91,7 @@ def vp_product(attention, dim):
     output = output[0] if isinstance(output, tuple) else output
     if output.shape != x.shape:
         raise ValueError(
-            f"attention must return the shape of x, {tuple(x.shape)}, but it returns "
+            f"attention must return the shape of x, {tuple(x.shape)}, but returns "
             f"{tuple(output.shape)}"
         )
     return (output[:-1] - output[-1]).squeeze(1)

@@ -1,4 +1,4 @@
-"""What the scripts need to know of the machine: its terminal, its processes and its devices."""
+"""What the scripts need to know about the machine: its terminal, its processes and its devices."""
 
 import os
 import sys
@@ -18,7 +18,7 @@ def console():
     try:
         yield
     except KeyboardInterrupt:
-        print("\nStopped. The same command resumes.")
+        print("\nStopped. Run the same command to resume.")
         raise SystemExit(130) from None
 
 
@@ -34,9 +34,9 @@ def processes():
     are_numbers = rank.isdecimal() and world_size.isdecimal()
     if not (both_or_neither and are_numbers and int(rank) <= int(world_size) > 0):
         raise ValueError(
-            "WORLD_SIZE must be a whole number above 0, and RANK one from 0 to WORLD_SIZE, both or "
-            f"neither, but RANK is {os.environ.get('RANK')!r} and WORLD_SIZE is "
-            f"{os.environ.get('WORLD_SIZE')!r}"
+            "set both RANK and WORLD_SIZE, or neither: WORLD_SIZE must be a whole number above 0, "
+            f"and RANK from 0 to WORLD_SIZE, but RANK is {os.environ.get('RANK')!r} and WORLD_SIZE "
+            f"is {os.environ.get('WORLD_SIZE')!r}"
         )
     return int(rank) % int(world_size), int(world_size)
 
@@ -44,8 +44,8 @@ def processes():
 def use_device(name):
     """The torch.device of this process for --device `name`.
 
-    Of several processes, each gets one CPU thread and, for "cuda", a GPU of its own where there are
-    enough. Raises ValueError for a device that torch does not have.
+    Each of several processes gets one CPU thread and, for "cuda", its own GPU if there are enough.
+    Raises ValueError for a device that torch does not have.
     """
     rank, world_size = processes()
     if world_size > 1:
@@ -58,5 +58,5 @@ def use_device(name):
             name = f"cuda:{local_rank % torch.cuda.device_count()}"
         return torch.ones(1, device=name).device
     raise ValueError(
-        f"torch finds no device {name} here, with LOCAL_RANK {os.environ.get('LOCAL_RANK')}"
+        f"torch has no device {name} here (LOCAL_RANK is {os.environ.get('LOCAL_RANK')})"
     )

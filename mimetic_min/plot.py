@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 # The line of each init, in Okabe and Ito's colorblind-safe colors, plus gray, and with brown
-# instead of yellow, which is too faint on white. In a gray print, dashes and markers still differ.
+# instead of yellow, which is too faint on white. In grayscale, dashes and markers still differ.
 STYLES = {
     "off": {"color": "#777777", "linestyle": (0, (1, 2)), "marker": "x"},
     "default": {"color": "#000000", "linestyle": (0, (5, 2)), "marker": "s"},
@@ -32,9 +32,9 @@ STYLES = {
     "language": {"color": "#CC79A7", "linestyle": (0, (9, 2)), "marker": "P"},
 }
 
-# What a metric is called in a picture, the factor to the unit there, and the highest value. A model
+# A metric's name in a picture, the factor that converts to its unit, and the highest value. A model
 # that knows nothing gives every byte the same probability, and its loss is log(256). A higher loss
-# is drawn as this one, so that a run that diverges does not flatten the other lines.
+# is drawn at this value, so that a run that diverges does not flatten the other lines.
 METRICS = {
     "accuracy": ("accuracy on the test images, %", 100, 100),
     "loss": ("validation loss, nats per byte", 1, log(256)),
@@ -87,7 +87,7 @@ def curves(path, rows, metric, title):
                 sorted(values),
                 [np.mean(values[step]) for step in sorted(values)],
                 label=init,
-                # An init of your own gets a style of matplotlib's.
+                # An init of your own gets one of matplotlib's styles.
                 **STYLES.get(init, {}),
             )
         axes.set(title=f"learning rate {rate:g}", xlabel="training steps")
@@ -97,7 +97,7 @@ def curves(path, rows, metric, title):
 
 
 def two_products(attention):
-    """W_Q W_K^T, the mean of the heads, and W_V W_proj: two arrays (dim, dim)."""
+    """W_Q W_K^T, averaged over the heads, and W_V W_proj: two arrays (dim, dim)."""
     products = (attention.qk_product().mean(0), attention.vp_product())
     return [product.detach().float().cpu().numpy() for product in products]
 
@@ -137,13 +137,13 @@ def matrices(path, columns, rows, title, label, colors, signed):
 
 
 def products(path, models, title):
-    """Draw both products of the first layer. W_Q W_K^T is the mean of the heads."""
+    """Draw both products of the first layer. W_Q W_K^T is averaged over the heads."""
     columns = [f"{product}\n{when}" for product in PRODUCTS for when in ("untrained", "trained")]
     rows = {
         init: [two_products(model.blocks[0].attention)[i] for i in (0, 1) for model in pair]
         for init, pair in models.items()
     }
-    # Cividis goes from dark to light, so that a print in gray shows the sign, too.
+    # Cividis goes from dark to light, so that a grayscale print shows the sign, too.
     return matrices(path, columns, rows, f"{title}, first layer", "entry", "cividis", signed=True)
 
 
@@ -176,7 +176,7 @@ def attention_maps(path, models, batch, title):
         path,
         columns,
         rows,
-        f"{title}; the token of the row attends to that of the column",
+        f"{title}; each row's token attends to each column's token",
         "attention",
         "gray_r",
         signed=False,

@@ -1,11 +1,11 @@
-"""Training runs that survive a stop.
+"""Training runs that survive an interruption.
 
 A run is two files in the run folder:
 
     mimetic-seed0-lr0.002.pt      its options, its rows, the model and, until the end, the optimizer
     mimetic-seed0-lr0.002.csv     its rows: step, train_loss, and accuracy or loss
 
-Both are rewritten at each evaluation, first the .pt, which alone tells how far a run has come. The
+Both are rewritten at each evaluation, first the .pt, which alone says how far a run has gotten. The
 same command resumes from there and gets the same results, since a batch depends only on its seed
 and step. (On a CPU with the same number of threads, they match bit for bit.) No two runs share a
 file, so several processes can train in one folder.
@@ -54,7 +54,7 @@ def all_runs(args):
 # ---------------------------------------------------------------------------------------------
 # The folder
 
-# Options that may change when a run goes on. The first three choose the runs, and a checksum stands
+# Options that may change when a run resumes. The first three choose the runs, and a checksum stands
 # for the data. The others belong to the machine: only rounding depends on them. (On CUDA, matrix
 # products are rounded to bfloat16.)
 FREE = ("init", "seed", "lr", "data", "data_dir", "device", "out", "plot", "sample")
@@ -63,8 +63,8 @@ FREE = ("init", "seed", "lr", "data", "data_dir", "device", "out", "plot", "samp
 class Folder:
     """The run folder of a command line, for runs of `steps` steps. It is made if there is none.
 
-    Without --out it is runs/SCRIPT-DATA. `checksum` is that of the data. Raises ValueError if there
-    is not a single step.
+    Without --out it is runs/SCRIPT-DATA. `checksum` is the checksum of the data. Raises ValueError
+    if there are no steps.
     """
 
     def __init__(self, args, script, steps, checksum):
@@ -82,7 +82,7 @@ class Folder:
         rank, world_size = processes()
         own = {run: self.load(run) for run in runs[rank::world_size]}
         for run, rows in own.items():
-            # After a kill between the two files of `save`, the .csv is a row behind.
+            # If `save` was killed between its two files, the .csv is a row behind.
             self.write_rows(run, rows)
         return [run for run, rows in own.items() if not self.has_ended(rows)]
 
@@ -94,13 +94,13 @@ class Folder:
         """The rows of the newest checkpoint of a run. Without a checkpoint, there are none.
 
         Parts that are passed, such as model=model and optimizer=optimizer, are restored to their
-        state then. Code in the file is never run. Raises ValueError if the file is not a checkpoint
-        of this run or was trained with other options.
+        state at that point. Code in the file is never run. Raises ValueError if the file is not a
+        checkpoint of this run or was trained with other options.
         """
         path = self.path / f"{run}.pt"
         if not path.exists():
             return []
-        # A file that cannot be read is an OSError. What else is raised depends on the damage.
+        # An unreadable file raises OSError. What else is raised depends on the damage.
         content = io.BytesIO(path.read_bytes())
         state = {}
         with suppress(Exception):
@@ -147,7 +147,7 @@ class Folder:
 
 
 def write_whole(path, content):
-    """Replace a file by these bytes, whole or not at all."""
+    """Replace a file with these bytes, whole or not at all."""
     # The random part keeps apart two processes that write the same file.
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:

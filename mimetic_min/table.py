@@ -68,9 +68,9 @@ def spread(values, style, divisor=1):
 
 def difference(values, base, metric):
     """The mean of `values` minus `base` ± its standard error, as text, and on how many seeds
-    `values` is ahead. Empty for `values` with themselves, and if a run diverged.
+    `values` is ahead. Empty if `base` is `values` itself, or if a run diverged.
 
-    Runs of one seed share their batches and the weights outside the attention, so each difference
+    Runs with one seed share their batches and the weights outside attention, so each difference
     is taken within a seed.
     """
     differences = [value - other for value, other in zip(values, base)]

@@ -30,7 +30,7 @@ from torch import nn
 # The method. A product of two weights should be near a target, alpha Z + beta I. Make the target,
 # then split it into two factors.
 
-# The method draws on the CPU and in float32, so that a seed gives the same numbers to every model.
+# The method draws on the CPU and in float32, so that a seed gives every model the same numbers.
 ON_CPU = {"device": "cpu", "dtype": torch.float32}
 
 
@@ -79,8 +79,8 @@ class Attention(nn.Module):
     """Multi-head self-attention.
 
     W_Q, W_K   (heads, dim, head_dim)   one pair per head, since W_Q W_K^T is set per head
-    W_V        (dim, dim)               head i has the columns i * head_dim to (i + 1) * head_dim
-    W_proj     (dim, dim)               head i has the rows of the same indices
+    W_V        (dim, dim)               head i uses columns i * head_dim to (i + 1) * head_dim
+    W_proj     (dim, dim)               head i uses the rows with the same indices
 
     There are no biases, so the weights act only through the products. With `causal`, as in a
     language model, a token attends only to itself and to earlier tokens. Raises ValueError if
@@ -187,7 +187,7 @@ class Attention(nn.Module):
 
 
 # ---------------------------------------------------------------------------------------------
-# The vision transformer, in the order of the data
+# The vision transformer, in the order the data flows
 
 
 @dataclass
@@ -236,7 +236,7 @@ def sincos(positions, dim):
 def sincos_2d(grid, dim):
     """Positions of grid x grid patches, row by row: (grid^2, dim).
 
-    The first dim/2 entries of a position tell the row of the patch, the others its column.
+    The first dim/2 entries of a position encode the row of the patch, the others its column.
     """
     patch = torch.arange(grid * grid)
     return torch.cat([sincos(patch // grid, dim // 2), sincos(patch % grid, dim // 2)], dim=1)

@@ -9,7 +9,7 @@ torch.set_num_threads(1)
 
 # No test measures time, so there is no deadline. Every run draws new examples, so there is no
 # database. If a test fails, Hypothesis looks for a simpler example, but it does not trace the lines
-# that ran, which takes half a minute.
+# that ran, which would take half a minute.
 settings.register_profile(
     "mimetic_min",
     deadline=None,

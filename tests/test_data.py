@@ -41,7 +41,7 @@ ARRAYS = {
 
 @pytest.fixture
 def server(monkeypatch):
-    """The address of a server that sends the files in the folder of this test."""
+    """The address of a server that serves the files in this test's folder."""
     monkeypatch.setenv("no_proxy", "*")
     running = ThreadingHTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler)
     threading.Thread(target=running.serve_forever, daemon=True).start()
@@ -54,7 +54,7 @@ def server(monkeypatch):
 
 
 def test_the_shifted_digits_are_the_digits_at_places_that_never_change():
-    """Otherwise nobody could compare a result with one of last year."""
+    """Otherwise nobody could compare a result with last year's."""
     digits, shifted = [data.load_images(name) for name in ("digits", "shifted-digits")]
     assert torch.equal(shifted[0].sum((2, 3)), digits[0].sum((2, 3)))
     assert data.checksum(*shifted) == 2072799117
@@ -75,22 +75,34 @@ def test_the_arrays_of_an_npz_are_read():
         ({}, {"data": ".", "image_size": 0}, "limit and image_size must be 1 or more"),
         ({}, {"image_size": 8}, "and image_size is only for a folder of pictures, but they are"),
         ({}, {"limit": 5}, "limit must be at most 4, the number of training images, but it is 5"),
-        ({}, {"limit": 1}, "of two classes or more, but go from 0 to 0; if the images are sorted"),
+        (
+            {},
+            {"limit": 1},
+            "include two classes or more, but go from 0 to 0; if the images are sorted",
+        ),
         # The first four digits are 0, 1, 2 and 3.
         ({}, {"data": "digits", "limit": 4}, "have labels that none of the 4 training images has"),
-        ({"train_images": np.ones((4, 6, 6))}, {}, "but are float64 (4, 6, 6); values from 0 to 1"),
+        (
+            {"train_images": np.ones((4, 6, 6))},
+            {},
+            "but are float64 (4, 6, 6); to convert values from 0 to 1",
+        ),
         ({"train_images": random_bytes(0, 6, 6)}, {}, "train_images of my.npz must be uint8 (n, s"),
         ({"test_images": random_bytes(2)}, {}, "test_images of my.npz must be uint8 (n, size, si"),
         ({"test_images": random_bytes(2, 6, 5)}, {}, "but are uint8 (2, 6, 5)"),
         ({"test_images": random_bytes(2, 3, 6, 6)}, {}, "but are uint8 (2, 3, 6, 6)"),
         ({"test_images": random_bytes(2, 6, 6, 4)}, {}, "but are uint8 (2, 6, 6, 4)"),
         # Shapes that are allowed, but do not go together
-        ({"test_images": random_bytes(2, 8, 8, 3)}, {}, "(1, 28, 28) and those for the test (3, 8"),
-        ({"test_images": random_bytes(2, 8, 8, 1)}, {}, "(1, 28, 28) and those for the test (1, 8"),
+        ({"test_images": random_bytes(2, 8, 8, 3)}, {}, "(1, 28, 28) and those for testing (3, 8"),
+        ({"test_images": random_bytes(2, 8, 8, 1)}, {}, "(1, 28, 28) and those for testing (1, 8"),
         ({"train_images": np.full((4, 28, 28), 7, np.uint8)}, {}, "of my.npz are all the same"),
         ({"train_labels": np.array([0.0, 1, 2, 1])}, {}, "be 4 whole numbers, one for each image,"),
         ({"train_labels": np.array([0, 1])}, {}, "train_labels of my.npz must be 4 whole numbers"),
-        ({"train_labels": np.array([0, -1, 2, 1])}, {}, "from 0 to 65,535, and of two classes or"),
+        (
+            {"train_labels": np.array([0, -1, 2, 1])},
+            {},
+            "from 0 to 65,535, and include two classes or",
+        ),
         ({"train_labels": np.array([[0], [1], [2], [10**9]])}, {}, "but go from 0 to 1000000000"),
         ({"test_labels": np.array([[4], [3]])}, {}, "of the 4 training images has; if the images"),
         ({"test_labels": np.array([0, print], object)}, {}, "(Object arrays cannot be loaded when"),
@@ -113,12 +125,12 @@ def test_images_that_cannot_be_used(changes, options, sentence):
         ("AssertionError", "AssertionError"),
     ],
 )
-def test_without_a_torchvision_that_fits_a_sentence_says_what_to_install(error, cause, monkeypatch):
+def test_without_a_matching_torchvision_the_error_says_what_to_install(error, cause, monkeypatch):
     Path("torchvision.py").write_text(f"raise {error}")
     monkeypatch.delitem(sys.modules, "torchvision", raising=False)
     monkeypatch.syspath_prepend(".")
     assert_error(
-        "cifar10 needs torchvision, in the version that belongs to torch "
+        "cifar10 needs torchvision, in the version that matches torch "
         f"{torch.__version__}: pip install torchvision ({cause})",
         data.load_images,
         "cifar10",
@@ -170,7 +182,7 @@ def test_mnist_is_downloaded(server, monkeypatch):
 )
 def test_the_other_data_sets(name, kind, training, pictures, stored, monkeypatch):
     """Here they are not downloaded: each gets its arrays in the shape in which torchvision keeps
-    them, and then torchvision's own code makes images of them.
+    them, and then torchvision's own code turns them into images.
     """
     datasets = pytest.importorskip("torchvision").datasets
 
@@ -194,11 +206,11 @@ def test_the_other_data_sets(name, kind, training, pictures, stored, monkeypatch
 
 @pytest.fixture
 def folder():
-    """Tiny ImageNet, as the guide sorts it. (The pictures for validation come without folders, and
-    those for the test without labels.)
+    """Tiny ImageNet, as the guide sorts it. (The validation pictures come without class folders,
+    and the test pictures without labels.)
 
-    Here it has 20 pictures of the classes n0 and n1. They are in the format PPM, since readers do
-    not go by the end of a name. In the center, all bytes of a picture are its label.
+    Here it has 20 pictures of the classes n0 and n1. They are in PPM format, since readers ignore
+    the file extension. In the center, every byte of a picture is its label.
     """
     pytest.importorskip("torchvision")
     for i in range(20):
@@ -219,7 +231,7 @@ def folder():
     subprocess.run(["sh", "-c", guide.split("```")[1].removeprefix("sh")], check=True)
 
 
-def test_pictures_are_scaled_and_cut_and_a_limit_mixes_the_classes(folder):
+def test_pictures_are_scaled_and_cropped_and_a_limit_mixes_the_classes(folder):
     train, train_labels, test, test_labels = data.load_images(
         "tiny-imagenet-200", limit=6, image_size=24
     )
@@ -235,7 +247,7 @@ def test_pictures_are_scaled_and_cut_and_a_limit_mixes_the_classes(folder):
     [
         ("val", "validation", "must hold pictures in train/CLASS/ and test/CLASS/ (or val/CLASS/)"),
         ("val/n1", "val/n2", "must have the same classes, but only one of them has n1, n2"),
-        # If there are both, test/ goes before val/.
+        # If both exist, test/ takes precedence over val/.
         ("unlabeled", "test", "same classes, but only one of them has images, n0, n1"),
         ("val/val_annotations.txt", "val/n1/10.JPEG", "val/n1/10.JPEG cannot be read as a picture"),
     ],
@@ -262,7 +274,7 @@ def test_augmented_images_are_crops_of_the_padded_ones():
     )
 
 
-def test_mean_and_std_are_those_of_numpy():
+def test_mean_and_std_match_numpy():
     images = np.stack([random_bytes(100, 4, 4), np.full((100, 4, 4), 7, np.uint8)], axis=1)
     # A channel that is the same everywhere is not divided by zero. float32 has seven digits.
     assert np.allclose(
@@ -290,13 +302,13 @@ def test_shakespeare_is_downloaded_split_and_mapped_into_memory(server, monkeypa
 @pytest.mark.parametrize(
     "name, written, sentence",
     [
-        ("nowhere.txt", "my.txt", "pydoc, shakespeare or a file of text, but nowhere.txt cannot"),
-        ("my.txt", "my.txt", "9 bytes, but those of my.txt have 80 (training) and 9 (validation)"),
-        # As long as the file is not the one that is published, it is refused.
+        ("nowhere.txt", "my.txt", "pydoc, shakespeare or a text file, but nowhere.txt cannot"),
+        ("my.txt", "my.txt", "9 bytes, but my.txt has 80 (training) and 9 (validation)"),
+        # A file other than the published one is refused.
         ("shakespeare", "my.txt", f'expected "{data.SHAKESPEARE_SHA256}'),
         ("shakespeare", "other.txt", "save it as tinyshakespeare.txt (HTTP Error 404"),
-        # A file that is there already is not downloaded again.
-        ("shakespeare", "tinyshakespeare.txt", "those of shakespeare have 80 (training)"),
+        # An existing file is not downloaded again.
+        ("shakespeare", "tinyshakespeare.txt", "shakespeare has 80 (training)"),
     ],
 )
 def test_a_text_that_cannot_be_used(name, written, sentence, server):

@@ -25,13 +25,13 @@ def layers_after(init):
 def assert_columns_moved(shuffled):
     before = torch.cat([products(layer) for layer in layers_after(inits.mimetic)])
     after = torch.cat([products(layer) for layer in layers_after(shuffled)])
-    # orders[i, j]: the column of product i that was nearest to the present column j
+    # orders[i, j]: the old column of product i that is nearest to its new column j
     orders = torch.cdist(after.mT, before.mT).argmin(2)
     for old, new, order in zip(before, after, orders):
-        assert order.unique().numel() == 48, "a column is there twice"
+        assert order.unique().numel() == 48, "a column appears twice"
         assert torch.allclose(new, old[:, order], atol=CLOSE), "a column has new entries"
-        # A random order leaves one column in its place, on average.
-        assert (order == torch.arange(48)).sum() < 12, "most columns stayed in their place"
+        # A random order leaves one column in place, on average.
+        assert (order == torch.arange(48)).sum() < 12, "most columns stayed in place"
     assert len(orders.unique(dim=0)) == len(orders), "two products have the same order"
 
 
@@ -54,7 +54,7 @@ def test_shuffled_has_the_columns_of_mimetic_in_another_order():
 )
 def test_a_mistake_in_the_control_is_noticed(right, wrong):
     module = {"__name__": "copy_of_inits"}
-    # If inits.py no longer has the right line, nothing becomes wrong, and this test fails.
+    # If inits.py no longer has the right line, nothing is replaced, and this test fails.
     exec(Path(inits.__file__).read_text().replace(right, wrong), module)
     with pytest.raises(AssertionError):
         assert_columns_moved(module["shuffled"])

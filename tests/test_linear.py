@@ -1,4 +1,4 @@
-"""linear.py on the layers of real libraries. What it sets there, their own forwards compute.
+"""linear.py on the layers of real libraries. Their own forwards compute what it sets.
 
 The file goes from the libraries to the mistakes that linear.vp_product finds, and from the mistakes
 to what the functions promise. Every attention in the first two parts has the size of a tiny ViT:
@@ -114,7 +114,7 @@ FORWARDS = {
 
 
 def same_output(forward, read):
-    """Whether both compute the same from eight sequences of two tokens, so that query-key matters.
+    """Whether both compute the same on eight sequences. With two tokens each, query-key matters.
 
     Only the last tokens are compared: in a language model, they alone attend to both.
     """
@@ -132,7 +132,7 @@ def test_a_library_computes_what_was_set(library):
     linear.mimetic_init_(*weights, heads=3, generator=seeded(0))
     read = linear.read(*weights, heads=3)
     if library == "vit-pytorch":
-        # The LayerNorm of the block is inside. Take it out while you look.
+        # The block's LayerNorm is inside this module. Take it out before you look.
         attn.norm = nn.Identity()
     forward = FORWARDS[library](attn) if library in FORWARDS else attn
 
@@ -143,7 +143,7 @@ def test_a_library_computes_what_was_set(library):
     for bias in biases:
         nn.init.normal_(bias)
     assert torch.allclose(linear.vp_product(forward, dim=192), read.vp_product(), atol=CLOSE)
-    # Biases that are left in show in the output.
+    # The biases that remain show up in the output.
     assert same_output(forward, read) == (biases == [])
     # The weights that you named can still be used.
     assert torch.equal(weights[2].T @ weights[3].T, read.vp_product())
@@ -156,8 +156,8 @@ def test_the_readme_names_weights_that_are_tested():
 
 
 # ---------------------------------------------------------------------------------------------
-# The mistakes. If all is right, the diagonal of value-projection has the mean -0.40 and the
-# standard deviation 0.03, and that of query-key has 0.39 and 0.07.
+# The mistakes. If everything is right, the diagonal of value-projection has mean -0.40 and standard
+# deviation 0.03, and the diagonal of query-key has 0.39 and 0.07.
 
 
 def multihead_attention():
@@ -173,7 +173,7 @@ def assert_diagonal(product, mean, std):
 @pytest.mark.parametrize(
     "transposed, heads, scale, value_projection, query_key",
     [
-        # All is right.
+        # Everything is right.
         ((), 3, 1, (-0.40, 0.03), (0.39, 0.07)),
         # If both are transposed, only the standard deviation gives it away.
         (("v", "proj"), 3, 1, (-0.40, 0.24), (0.39, 0.07)),
@@ -181,7 +181,7 @@ def assert_diagonal(product, mean, std):
         (("proj",), 3, 1, (0, 0.04), (0.39, 0.07)),
         # A LayerScale
         ((), 3, 1e-5, (0, 0), (0.39, 0.07)),
-        # A wrong number of heads shows in query-key alone: each head got what was meant for two.
+        # A wrong number of heads shows up only in query-key: each head got what was meant for two.
         ((), 6, 1, (-0.40, 0.03), (0.44, 0.08)),
     ],
 )
@@ -197,11 +197,11 @@ def test_a_mistake_shows_in_the_diagonals(transposed, heads, scale, value_projec
     assert_diagonal(linear.read(*weights, heads=3).qk_product()[0], *query_key)
 
 
-def test_queries_keys_and_values_stored_head_by_head_show():
+def test_storing_queries_keys_and_values_head_by_head_is_noticed():
     """As in GPT-NeoX: first q, k and v of one head, then q, k and v of the next."""
     attention, weights = multihead_attention()
     linear.mimetic_init_(*weights, heads=3, generator=seeded(0))
-    # A model that stores them so takes the rows that were set in this order.
+    # A model that stores them this way reads the rows in this order.
     rows = attention.in_proj_weight.detach().clone().unflatten(0, (3, 3, 64))
     attention.in_proj_weight.data = rows.transpose(0, 1).flatten(0, 2)
     assert_diagonal(linear.vp_product(lambda x: attention(x, x, x), dim=192), mean=-0.04, std=0.06)
@@ -212,10 +212,10 @@ def test_queries_keys_and_values_stored_head_by_head_show():
 
 
 @given(init=inits, dtype=strategies.sampled_from([torch.float32, torch.float64, torch.bfloat16]))
-def test_the_weights_are_those_of_the_method(init, dtype):
-    """Those that vit.Attention has with the same generator, for any dim, heads and strengths. They
-    are drawn in float32, and rounded once. Here the weights are strided slices. Only the generator
-    advances, not torch's own.
+def test_the_weights_match_the_method(init, dtype):
+    """They match vit.Attention's with the same generator, for any dim, heads and strengths. They
+    are drawn in float32, and rounded once. Here the weights are strided slices. Torch's own
+    generator does not advance.
     """
     weights = torch.zeros(init.dim, init.dim, 4, dtype=dtype).unbind(2)
     state = torch.get_rng_state()
@@ -227,7 +227,7 @@ def test_the_weights_are_those_of_the_method(init, dtype):
     )
 
 
-def test_a_module_is_asked_in_its_dtype_without_dropout_and_stays_in_its_mode():
+def test_a_module_runs_in_its_dtype_without_dropout_and_stays_in_its_mode():
     model = nn.Sequential(vit.Attention(192, 3).eval(), nn.Dropout()).double()
     assert torch.allclose(linear.vp_product(model, 192), model[0].vp_product(), atol=CLOSE)
     assert [module.training for module in model.modules()] == [True, False, True]
@@ -259,5 +259,5 @@ def test_a_call_that_raises_says_why_and_changes_nothing(wrong, sentence):
 
 
 def test_vp_product_names_a_shape_that_does_not_fit():
-    with pytest.raises(ValueError, match=r"\(193, 1, 192\), but it returns \(193, 1, 64\)"):
+    with pytest.raises(ValueError, match=r"\(193, 1, 192\), but returns \(193, 1, 64\)"):
         linear.vp_product(lambda x: x[:, :, :64], dim=192)

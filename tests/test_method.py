@@ -1,23 +1,23 @@
-"""What mimetic initialization promises of W_Q W_K^T and W_V W_proj. Read this file from the top.
+"""What mimetic initialization promises about W_Q W_K^T and W_V W_proj. Read this file from the top.
 
     python -m pytest tests/test_method.py
     python -m pytest tests/test_method.py --implementation my_attention.py
 
-The first line tests vit.py. (In gpt.py the method is the same text.) The second line tests a class
+The first line tests vit.py. (gpt.py has the same method.) The second line tests a class
 of your own:
 
     Attention(dim, heads)        with the weights W_Q and W_K (heads, dim, head_dim), and
                                  W_V and W_proj (dim, dim), for tokens as rows: x @ W
     attention.mimetic_init_(qk_alpha, qk_beta, vp_alpha, vp_beta, generator=None)
 
-Nobody can know in which order your code draws its random numbers. So it is judged only by the
+The tests cannot know in what order your code draws its random numbers, so they judge it only by the
 weights that it sets.
 
 The file goes from a worked example to the properties, and from the properties to the known
 mistakes. Each mistake has been seen in public code, or is close to one that has.
 
 There are two kinds of tolerances. CLOSE is for rounding. SIGMAS is for chance: a normal number is
-further than six standard deviations from its mean once in 500 million times.
+more than six standard deviations from its mean once in 500 million draws.
 """
 
 import runpy
@@ -59,7 +59,7 @@ def only_what_can_judge_any_implementation(request):
 
 
 # ---------------------------------------------------------------------------------------------
-# A worked example. It can be followed with a pencil.
+# A worked example, to follow with pencil and paper
 
 
 def test_worked_example(monkeypatch):
@@ -83,8 +83,8 @@ def test_worked_example(monkeypatch):
     assert torch.allclose(A, 0.5 * Z + 0.5 * torch.eye(4))
 
     # The columns of this A are orthogonal, so its singular values are their lengths: 1, 0.64, 0.36
-    # and 0.04. U has the columns at length 1, and V is I. The square roots of the singular values
-    # are 1, 0.8, 0.6 and 0.2.
+    # and 0.04. U has these columns scaled to length 1, and V is I. The square roots of the singular
+    # values are 1, 0.8, 0.6 and 0.2.
     L = torch.tensor(
         [
             [+0.5, +0.4, +0.3, +0.1],
@@ -105,7 +105,7 @@ def test_worked_example(monkeypatch):
     product = A * torch.tensor([1, 1, 0, 0])
     assert torch.allclose(L[:, :2] @ R[:2], product)
 
-    # The code does the same, if it has this target for each head and for value-projection. (The
+    # The code does the same, given this target for each head and for value-projection. (The
     # factors may differ by signs, which cancel in the products.)
     monkeypatch.setattr(vit, "mimetic_target", lambda dim, alpha, beta, generator: A)
     attention = vit.Attention(dim=4, heads=2)
@@ -198,7 +198,7 @@ def test_value_projection_is_alpha_Z_plus_beta_I(Attention, init):
             f" {entries.square().mean():.3f} times that. Is W_V or W_proj transposed? Is Z divided"
             " by sqrt(dim)?"
         )
-    # Of normal numbers 68.27% are within one standard deviation. (Of uniform ones 57.74% are.)
+    # 68.27% of normal numbers are within one standard deviation. (57.74% of uniform ones are.)
     share = (off.abs() < 1).double().mean()
     assert abs(share - 0.6827) < SIGMAS * sqrt(0.6827 * 0.3173 / len(off)), "Z is not normal"
 
@@ -227,8 +227,8 @@ def best_of_its_rank(dim, rank, alpha, beta):
     )
 )
 def test_query_key_is_as_near_its_target_as_its_rank_allows(Attention, init):
-    """W_Q W_K^T is alpha Z + beta I, cut to its head_dim largest singular values. For its diagonal
-    and its norm there is no formula. They are compared with those of other draws.
+    """W_Q W_K^T is alpha Z + beta I, cut to its head_dim largest singular values. There is no
+    formula for its diagonal and its norm, so they are compared with other draws.
     """
     product = products(initialized(Attention, init))[:-1]
     means, deviations = best_of_its_rank(init.dim, init.head_dim, *init.qk)
@@ -259,7 +259,7 @@ def test_factors_are_balanced(Attention, init):
 
 @given(init=inits)
 def test_every_product_has_a_Z_of_its_own(Attention, init):
-    """Two heads share no Z, nor do query-key and value-projection, nor two layers."""
+    """No two heads share a Z, nor do query-key and value-projection, nor do two layers."""
     generator = seeded(init.seed)
     found = torch.cat([products(initialized(Attention, init, generator)) for _ in range(2)])
     # Without the mean of its diagonal, a product looks as random as a vector of about dim^2/2
@@ -286,7 +286,7 @@ def test_a_generator_reproduces_the_weights(Attention, init):
 
 
 # ---------------------------------------------------------------------------------------------
-# What vit.py and gpt.py promise besides
+# What else vit.py and gpt.py promise
 
 
 @pytest.mark.parametrize(
@@ -299,8 +299,8 @@ def test_a_strength_out_of_range_is_an_error(alpha, beta):
 
 
 # ---------------------------------------------------------------------------------------------
-# The known mistakes. Each is put into a copy of vit.py by replacing a correct line. The property
-# that ends its entry must catch it.
+# The known mistakes. Each is put into a copy of vit.py by replacing a correct line. The property at
+# the end of its entry must catch it.
 
 MISTAKES = {
     # In the target
@@ -409,8 +409,8 @@ MISTAKES = {
         "L, R = balanced_factors(A, rank=dim)\n        L[:, self.W_Q.shape[2] :] = 0",
         test_value_projection_is_alpha_Z_plus_beta_I,
     ),
-    # In the places. The first is in many copies: an nn.Linear computes x @ W^T, so each of the two
-    # weights is transposed. The mean of the diagonal stays right, and its entries scatter.
+    # In the placement. Many public copies have the first: an nn.Linear computes x @ W^T, so each of
+    # the two weights is transposed. The mean of the diagonal stays right, but its entries scatter.
     "both_transposed_for_linear_layers": (
         "self.W_V.copy_(L)\n        self.W_proj.copy_(R)",
         "self.W_V.copy_(L.T)\n        self.W_proj.copy_(R.T)",
@@ -445,7 +445,7 @@ EXAMPLE = Init(heads=3, head_dim=16, qk=(0.2, 0.7), vp=(0.1, -0.5), seed=0)
 @pytest.mark.parametrize("right, wrong, notices", MISTAKES.values(), ids=MISTAKES)
 def test_a_known_mistake_is_noticed(right, wrong, notices):
     module = {"__name__": "copy_of_vit"}
-    # If vit.py no longer has the right line, nothing becomes wrong, and this test fails.
+    # If vit.py no longer has the right line, nothing is replaced, and this test fails.
     exec(Path(vit.__file__).read_text().replace(right, wrong), module)
     # The property itself, without the examples that Hypothesis draws
     holds = notices.hypothesis.inner_test
@@ -459,7 +459,7 @@ def test_a_known_mistake_is_noticed(right, wrong, notices):
 
 
 def load_attention(path):
-    """The class Attention in a Python file. If it cannot be tested, pytest ends with a sentence."""
+    """The class Attention in a Python file. If it cannot be tested, pytest exits and says why."""
     sys.path.append(str(path.parent))
     try:
         Attention = runpy.run_path(str(path), run_name="implementation")["Attention"]
@@ -477,7 +477,8 @@ def load_attention(path):
     return Attention
 
 
-# A right class that knows nothing of this project. It draws all Z at once, value-projection first.
+# A correct class that knows nothing of this project. It draws all Z at once, value-projection
+# first.
 YOURS = """
 import torch
 
@@ -499,7 +500,7 @@ class Attention:
 """
 
 
-def test_a_file_of_yours():
+def test_your_own_file():
     Path("yours.py").write_text(YOURS)
     chosen = ["-k", "value_projection_is or worked", "-p", "no:cacheprovider"]
     done = subprocess.run(

@@ -22,7 +22,7 @@ def small_model(module, **options):
 
 
 def shaken(model):
-    """The model in float64, with random weights. No gain is 1 and no bias is 0 any more, so none
+    """The model in float64, with random weights. No gain is 1 and no bias is 0 anymore, so none
     can be left out unnoticed.
     """
     for W in model.parameters():
@@ -38,10 +38,10 @@ def shaken(model):
     "dim, heads, tokens, causal",
     [(8, 1, 1, False), (24, 3, 7, False), (8, 1, 1, True), (24, 3, 7, True), (32, 2, 9, True)],
 )
-def test_attention_is_that_of_torch(dim, heads, tokens, causal):
+def test_attention_matches_torch(dim, heads, tokens, causal):
     attention = shaken(vit.Attention(dim, heads, causal))
     peer = torch.nn.MultiheadAttention(dim, heads, bias=False, batch_first=True).double()
-    # It has one weight for all, in which the heads are one above another, and computes x @ W^T.
+    # It has one weight for all three, with the heads stacked vertically, and computes x @ W^T.
     peer.in_proj_weight.data = torch.cat(
         [attention.W_Q.mT.flatten(0, 1), attention.W_K.mT.flatten(0, 1), attention.W_V.T]
     )
@@ -72,7 +72,7 @@ def numpy_linear(x, W, name):
         (gpt, {"position": "learned", "stream": "gpt2"}),
     ],
 )
-def test_model_is_that_of_numpy(module, options):
+def test_model_matches_numpy(module, options):
     """All but attention, which is compared above."""
     model = shaken(small_model(module, **options))
     W = {name: parameter.detach().numpy() for name, parameter in model.named_parameters()}
@@ -99,8 +99,8 @@ def test_model_is_that_of_numpy(module, options):
     torch.testing.assert_close(model(batch), torch.from_numpy(logits))
 
 
-def test_text_is_made_from_the_past_alone():
-    """`generate` keeps the prompt, looks back on at most `context` tokens, and follows its
+def test_text_is_generated_only_from_the_past():
+    """`generate` keeps the prompt, looks back at most `context` tokens, and follows its
     generator.
     """
     model = shaken(small_model(gpt))
@@ -118,7 +118,7 @@ def test_text_is_made_from_the_past_alone():
 
 
 def test_positions_are_sines_and_cosines():
-    """A ViT has those of the row of a patch and, next to them, those of its column."""
+    """A ViT's encode the row of a patch and, next to it, the column."""
     angles = np.outer(np.arange(9), 10_000 ** -(np.arange(16) / 16))
     places = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
     patches = [[*places[row], *places[column]] for row in range(3) for column in range(3)]
@@ -217,7 +217,7 @@ def test_mimetic_init_of_a_model_draws_layer_after_layer_from_one_generator(modu
         (GPTConfig, {"context": -1}, "every size must be above 0"),
         (GPTConfig, {"heads": 0}, "every size must be above 0"),
         (GPTConfig, {"heads": 3}, "heads must divide dim"),
-        (GPTConfig, {"dim": 33, "heads": 3}, "sincos with a dim that is even, but it is sincos"),
+        (GPTConfig, {"dim": 33, "heads": 3}, "sincos with an even dim, but it is sincos"),
         (GPTConfig, {"position": "sine"}, "position must be learned, or sincos .* it is sine"),
         (GPTConfig, {"stream": "small"}, "stream must be unit or gpt2, but it is small"),
     ],

@@ -45,13 +45,13 @@ def test_code_prints_the_text_below_it(page, monkeypatch, capsys):
 
 
 @every_page
-def test_links_lead_to_files_that_are_there(page):
+def test_links_lead_to_existing_files(page):
     for path in re.findall(r"\]\(([^)#:]+)[)#]", page.read_text()):
         assert (page.parent / path).exists(), path
 
 
 def test_the_readme_shows_what_train_lm_prints():
-    """A table with the columns of today's, and losses that are those of results.csv."""
+    """Its table has the columns that are printed today, and its losses match results.csv."""
     shown = re.search("```text\n(init .*?)\n```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
     titles, *lines = [re.split(" {2,}", line) for line in shown.splitlines()]
     assert titles[2:] == ["nats per byte", "bits per byte", "minus default", "mimetic minus this"]
@@ -76,7 +76,7 @@ def test_the_tables_show_what_was_measured(page):
 
 
 def test_the_rate_is_chosen_by_seeds_that_are_not_reported():
-    # Seeds 10 and 11 are best at 0.2, which has a rate on both sides. Seeds 0 and 1 like 0.4 more.
+    # Seeds 10 and 11 are best at 0.2, which has a rate on both sides. Seeds 0 and 1 prefer 0.4.
     results = {
         ("e", "mimetic", 0.1): {10: 0.5, 11: 0.5, 0: 0.1, 1: 0.1},
         ("e", "mimetic", 0.2): {10: 0.8, 11: 0.9, 0: 0.3, 1: 0.5},

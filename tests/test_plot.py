@@ -7,7 +7,7 @@ import torch
 
 from mimetic_min import ViT, ViTConfig, plot
 
-# A model that attends to all of its four tokens alike, but in the third layer, to the past alone.
+# A model that attends to all four tokens equally, but in its third layer only to the past.
 PAST = ViT(ViTConfig(image_size=4))
 PAST.blocks[2].attention.causal = True
 

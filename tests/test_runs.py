@@ -1,4 +1,4 @@
-"""Runs: a stop loses nothing, what does not fit is named, processes share them, and the table."""
+"""Runs: stopping loses nothing, mismatches are reported, and processes share runs; the table."""
 
 import math
 import re
@@ -59,7 +59,7 @@ def test_what_was_saved_is_loaded():
 
 @pytest.mark.parametrize("torn", ["", "step,train_loss,loss\n5,2.5,2.0\n", "junk"])
 def test_the_csv_file_has_the_rows_even_if_it_was_behind(torn):
-    """As after a kill between the two files of a run."""
+    """As if a run was killed between writing its two files."""
     folder = saved()
     TABLE.write_text(torn)
     assert folder.to_do([RUN]) == []
@@ -96,14 +96,14 @@ def test_a_failed_write_keeps_the_old_files_and_names_the_path(monkeypatch):
 
 
 def test_a_finished_run_is_read_without_writing(monkeypatch):
-    """As in a folder that can only be read. (If root runs the tests, it may write anywhere.)"""
+    """As in a read-only folder. (If root runs the tests, it can write anywhere.)"""
     saved()
     monkeypatch.delattr(Path, "write_bytes")
     assert a_folder().to_do([RUN]) == []
 
 
 # ---------------------------------------------------------------------------------------------
-# Damaged, or of another run
+# Damaged, or from another run
 
 
 class Bomb:
@@ -221,7 +221,7 @@ def test_a_wrong_rank_or_world_size_is_named(rank, world_size, monkeypatch):
     "metric, results, expected",
     [
         # By hand: 70, 72, 74 is 72 ± 2, and 75, 75, 78 is 76 ± sqrt(3). The differences 5, 3, 4 are
-        # 4 ± 1 / sqrt(3), and 5, 4, 18 are 9 ± sqrt(61 / 3). A draw is not ahead.
+        # 4 ± 1 / sqrt(3), and 5, 4, 18 are 9 ± sqrt(61 / 3). A tie is not ahead.
         (
             "accuracy",
             {
@@ -266,5 +266,5 @@ def test_the_table_has_means_spreads_and_differences_seed_by_seed(metric, result
         for seed, value in enumerate(values)
     }
     lines = table.table(rows, metric).splitlines()[1 : len(results) + 1]
-    # What would compare an init with itself is empty.
+    # A cell that would compare an init with itself is empty.
     assert [re.sub(" {3,}", "|", line) for line in lines] == expected.split("\n" + 12 * " ")

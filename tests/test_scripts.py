@@ -30,7 +30,7 @@ both_scripts = pytest.mark.parametrize("task", SCRIPTS)
 
 
 def call(task, words):
-    """main() of a script with these words on its command line. Returns the status of an exit."""
+    """main() of a script with these words on its command line. Returns its exit status."""
     try:
         SCRIPTS[task].main([*TINY[task].split(), *words.split()])
     except SystemExit as end:
@@ -86,7 +86,7 @@ def test_plot_draws_three_pictures_into_the_folder():
 
 
 def test_only_what_is_new_is_trained(capsys):
-    """A text is known by its bytes, whatever it is called."""
+    """A text is identified by its bytes, whatever it is called."""
     Path("text").write_text("to be or not to be, " * 50)
     for words, to_do in (
         ("--init off --data text", "1 of 1"),
@@ -109,13 +109,13 @@ def test_a_run_that_diverges_ends_and_is_not_trained_again(task, capsys):
         assert out.count("left in this run") < 8
 
 
-def test_an_output_that_knows_few_characters_shows_the_table_and_the_sample():
+def test_an_output_with_few_characters_shows_the_table_and_the_sample():
     out, _ = start("lm", "--seed 0 1 --out run", PYTHONIOENCODING="ascii").communicate()
     assert re.search("mimetic minus this(.|\n)*mimetic-seed0-lr0.004 writes:", out)
 
 
 # ---------------------------------------------------------------------------------------------
-# Stopped, and gone on with
+# Stopped and resumed
 
 
 @both_scripts
@@ -130,7 +130,7 @@ def test_kills_and_ctrl_c_at_random_moments_lose_nothing(task):
         out, _ = child.communicate()
         # It had just ended, or it was killed, or it was stopped.
         assert child.returncode in (0, -signal.SIGKILL) or out.endswith(
-            "\nStopped. The same command resumes.\n"
+            "\nStopped. Run the same command to resume.\n"
         )
     call(task, "--out run")
     assert figures("run") == figures("whole")
@@ -144,8 +144,8 @@ def test_kills_and_ctrl_c_at_random_moments_lose_nothing(task):
     ],
     ids=["two processes", "the same command twice"],
 )
-def test_two_at_once_make_what_one_makes(environments, to_do):
-    """They begin together in an empty folder. The one that ends last prints the table."""
+def test_two_at_once_produce_what_one_produces(environments, to_do):
+    """They start together in an empty folder. The last one to finish prints the table."""
     call("lm", "--seed 0 1 --out one")
     children = [start("lm", "--seed 0 1 --out two", **environment) for environment in environments]
     outs = [child.communicate()[0] for child in children]
@@ -161,7 +161,7 @@ def test_two_at_once_make_what_one_makes(environments, to_do):
 
 @both_scripts
 def test_a_run_equals_a_plain_loop(task):
-    """AdamW, decay of matrices alone, a step of warmup and 15 of a cosine, clipped gradients."""
+    """AdamW, weight decay for matrices only, one warmup and 15 cosine steps, clipped gradients."""
     call(task, "--init mimetic --lr 0.1 --out run")
     state = torch.load("run/mimetic-seed0-lr0.1.pt")
     torch.manual_seed(0)
@@ -184,14 +184,14 @@ def test_a_run_equals_a_plain_loop(task):
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-    # Rounding alone
+    # Equal up to rounding
     torch.testing.assert_close(dict(model.named_parameters()), state["model"], atol=1e-4, rtol=0)
 
     assert state["rows"][-1]["train_loss"] == pytest.approx(loss.item(), abs=1e-4)
 
 
-def test_the_accuracy_is_the_share_of_right_images():
-    """Of a model that takes every image for a 3"""
+def test_the_accuracy_is_the_share_of_images_classified_right():
+    """For a model that takes every image for a 3"""
     images = data_of("vit")
     threes = torch.eye(10)[3].expand(len(images.test), 10)
     found = train_vit.accuracy(lambda batch: threes[: len(batch)], images)
@@ -199,7 +199,7 @@ def test_the_accuracy_is_the_share_of_right_images():
 
 
 def test_the_loss_is_the_mean_over_the_validation_text():
-    """Of a model that expects blanks with e^5 times the probability of any other byte"""
+    """For a model that gives spaces e^5 times the probability of any other byte"""
     text = data_of("lm")
     logits = 5 * torch.eye(256)[ord(" ")]
     found = train_lm.validation_loss(lambda tokens: logits.expand(*tokens.shape, 256), text)
