@@ -29,6 +29,7 @@ sys.path.insert(0, str(DOCS.parent))
 
 import torch
 
+import train_lm
 import train_vit
 from mimetic_min import GPT, GPTConfig, ViT, ViTConfig, linear, plot
 from mimetic_min.runs import Run
@@ -207,14 +208,14 @@ DINOV2 = [
 ]
 SMOLLM2 = [f"model.layers.{{}}.self_attn.{name}_proj.weight" for name in "qkvo"]
 
-# The lines of streams.png: label, init, the strengths of both products, and the init whose color
-# and dashes it uses
+# The lines of streams.png: label, init, what alpha and beta of value-projection are multiplied by,
+# and the init whose color and dashes the line uses
 STREAMS = [
-    ("default", "default", (0.7, 0.7, 0.4, -0.4), "default"),
-    ("shuffled (0.4, -0.4)", "shuffled", (0.7, 0.7, 0.4, -0.4), "shuffled"),
-    ("mimetic (0.1, -0.1)", "mimetic", (0.7, 0.7, 0.1, -0.1), "value-projection"),
-    ("mimetic (0.4, -0.13)", "mimetic", (0.7, 0.7, 0.4, -0.13), "simple"),
-    ("mimetic (0.4, -0.4)", "mimetic", (0.7, 0.7, 0.4, -0.4), "mimetic"),
+    ("default", "default", 1, 1, "default"),
+    ("shuffled", "shuffled", 1, 1, "shuffled"),
+    ("mimetic", "mimetic", 1, 1, "mimetic"),
+    ("mimetic, a third of beta", "mimetic", 1, 1 / 3, "simple"),
+    ("mimetic, a quarter of alpha and beta", "mimetic", 1 / 4, 1 / 4, "value-projection"),
 ]
 
 # A table in a page
@@ -329,8 +330,6 @@ def cell(results, line, column):
         # What is left of mimetic's gain over this init when shuffled is subtracted instead
         base = column.split()[-1]
         lists = shared(results, (line, "mimetic"), (line, "shuffled"), (line, base))
-        if not lists[0]:
-            return ""
         mimetic, shuffled, base = map(statistics.mean, lists)
         return f"{(mimetic - shuffled) / (mimetic - base):.0%}"
     if "minus " in column:
@@ -405,36 +404,56 @@ def pages():
 
 @torch.no_grad()
 def streams():
-    """Draw how much of the input is left in the residual stream of a new ViT: streams.png.
+    """Draw how much of its input is left in the residual stream of a new model: streams.png.
 
-    The input is what enters the first layer for random images, whose pixels are N(0, 1). From it
-    and from the stream after each layer we subtract the mean over the images, at each position,
-    which leaves what tells the images apart; the number is the cosine between the two. At 1 the
-    layers have only scaled the input, and at 0 none of it is left. It is a mean over three
+    The input is what enters the first layer, for random pixels from N(0, 1) or random bytes. From
+    it and from the stream after each layer we subtract the mean over the batch, at each position,
+    which leaves what tells the images or texts apart; the number is the cosine between the two. At
+    1 the layers have only scaled the input, and at 0 none of it is left. It is a mean over three
     seeds, and is printed, too.
     """
-    config = ViTConfig(image_size=32, patch_size=4, channels=3, dim=192, depth=12, heads=3)
-    figure = plot.new_figure(8, 3.6)
-    axes = figure.subplots()
-    for name, init, strengths, style in STREAMS:
-        cosines = []
-        for seed in range(3):
-            model = train_vit.new_model(Run(init, seed, 0.0), config, strengths)
-            # 32 images, as 64 patches of 4 x 4 pixels in 3 channels each
-            patches = torch.randn(32, 64, 48, generator=torch.Generator().manual_seed(seed))
-            x = model.embed(patches) + model.positions
-            contents = [(x - x.mean(0)).flatten()]
-            for block in model.blocks:
-                x = block(x)
-                contents.append((x - x.mean(0)).flatten())
-            cosines.append([torch.cosine_similarity(contents[0], each, 0) for each in contents])
-        means = torch.tensor(cosines).mean(0).tolist()
-        print(f"{name:22}", *map("{:.2f}".format, means[1:]))
-        axes.plot(means, label=name, **plot.STYLES[style])
-    axes.set(xlabel="layer", ylabel="similarity to the input", xticks=range(config.depth + 1))
-    figure.legend(loc="outside right center", handlelength=3)
-    title = "What is left of the input in the stream of a new ViT, by init and value-projection"
-    print(plot.save(figure, DOCS / "streams.png", title))
+    generator = torch.Generator().manual_seed(0)
+    panels = [
+        (
+            train_vit,
+            ViTConfig(image_size=32, patch_size=4, channels=3, dim=192, depth=12, heads=3),
+            (0.7, 0.7, 0.4, -0.4),
+            torch.randn(32, 3, 32, 32, generator=generator),
+        ),
+        (
+            train_lm,
+            GPTConfig(dim=192, depth=12, heads=3),
+            (0.1, 0.7, 0.1, -0.4),
+            torch.randint(256, (32, 64), generator=generator),
+        ),
+    ]
+    figure = plot.new_figure(9, 4.1)
+    for axes, (script, config, (*qk, alpha, beta), batch) in zip(figure.subplots(1, 2), panels):
+        for label, init, alpha_factor, beta_factor, style in STREAMS:
+            cosines = []
+            for seed in range(3):
+                strengths = (*qk, alpha_factor * alpha, beta_factor * beta)
+                model = script.new_model(Run(init, seed, 0.0), config, strengths)
+                # Each block notes what it reads.
+                stream = []
+                for block in [*model.blocks, model.norm]:
+                    block.register_forward_pre_hook(lambda _, x, stream=stream: stream.append(x[0]))
+                model(batch)
+                contents = [(x - x.mean(0)).flatten() for x in stream]
+                cosines.append([torch.cosine_similarity(contents[0], x, 0) for x in contents])
+            means = torch.tensor(cosines).mean(0).tolist()
+            print(f"{script.__name__} {label:37}", *map("{:.2f}".format, means[1:]))
+            axes.plot(means, label=label, **plot.STYLES[style])
+        axes.set(
+            title=f"new {type(config).__name__[:3]}, value-projection ({alpha}, {beta})",
+            xlabel="layer",
+            ylabel="similarity to the input",
+            ylim=(-0.35, 1.05),
+        )
+    figure.legend(
+        *axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, handlelength=3
+    )
+    print(plot.save(figure, DOCS / "streams.png", "How much of its input a new network keeps"))
 
 
 def read_layers(path, names, heads):
