@@ -178,7 +178,7 @@ PICTURES = {
         "Mean of the two seeds that choose a rate",
         "results.csv",
         "lr",
-        INITS,
+        INITS[1:],
         CHOOSING,
         [
             ("text, 1,000 steps", "text-rates", "loss"),
@@ -187,14 +187,15 @@ PICTURES = {
         ],
     ),
     "curves.png": (
-        "Five inits, one seed",
+        "The course of training, with seed 0",
         "curves.csv",
         "step",
         INITS,
         [0],
         [
-            ("text, rate 0.004", "text", "loss"),
-            ("CIFAR-10, 5,000 images, rate 0.001", "cifar", "accuracy"),
+            ("text, 500 steps", "text", "loss"),
+            ("text, 4,000 steps", "text-long", "loss"),
+            ("CIFAR-10, 5,000 images", "cifar", "accuracy"),
         ],
     ),
 }
@@ -270,7 +271,7 @@ def add(*folders):
             last = rows[-1]
             if len(rows) == 8 or math.isnan(last["result"]):
                 write("results.csv", [last])
-                if last["experiment"] in ("text", "cifar"):
+                if last["experiment"] in ("text", "text-long", "cifar", "cifar-long"):
                     write("curves.csv", rows)
 
 
