@@ -70,15 +70,12 @@ case $name in
     cifar-rates)             c="$small --lr 2e-3 --seed 0 1 2 3 4"
                              choose="--lr 5e-4 1e-3 2e-3 4e-3 --seed 10 11" ;;
     cifar-wide)              c="$wide $three --seed 0 1 2" ;;
-    cifar-wide-quarter)      c="$wide $two --seed 0 1 2 --vp-alpha 0.1 --vp-beta -0.1" ;;
     cifar-learned)           c="$small --lr 1e-3 --position learned $controls --seed 0 1 2" ;;
-    cifar-long)              c="$small --lr 1e-3 --epochs 100 $three --seed 0 1 2" ;;
     cifar-parts)             c="$small --lr 1e-3 --init query-key value-projection simple --seed 0 1 2" ;;
     cifar-qk-flipped)        c="$small --lr 1e-3 --init mimetic --qk-beta -0.7 --seed 0 1 2" ;;
     cifar-vp-flipped)        c="$small --lr 1e-3 --init mimetic --vp-beta 0.4 --seed 0 1 2" ;;
     # 12 layers, at several strengths
     cifar-deep)              c="$deep $three --seed 0 1 2 3 4" ;;
-    cifar-deep-rates)        c="$deep $three --lr 5e-4 1e-3 2e-3 --seed 10 11" ;;
     cifar-deep-quarter)      c="$deep $two --seed 0 1 2 3 4 --vp-alpha 0.1 --vp-beta -0.1"
                              choose="--seed 10" ;;
     # The runs that chose a quarter
