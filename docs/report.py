@@ -73,20 +73,27 @@ TABLES = {
         ["default", "shuffled", "mimetic", "seeds", "command"],
         [
             Line("text, 500 steps", "text", 4e-3, "loss"),
-            Line("CIFAR-10, 5,000 images", "cifar", 1e-3, "accuracy"),
-            Line("CIFAR-10, 12 layers", "cifar-deep", 1e-3, "accuracy"),
-            Line("12 layers, (0.1, -0.1)", "cifar-deep-quarter", 1e-3, "accuracy"),
+            Line("CIFAR-10, 5,000 images", "cifar-rates", 2e-3, "accuracy"),
+            Line("the same, 12 layers", "cifar-deep", 1e-3, "accuracy"),
+            Line("value-projection (0.1, -0.1)", "cifar-deep-quarter", 1e-3, "accuracy"),
             Line("shifted digits", "digits", 2e-3, "accuracy"),
         ],
     ),
     "shares": (
-        "data",
-        ["seeds", "share of the gain over default", "share of the gain over xavier"],
+        "experiment",
+        ["share of the gain over default", "share of the gain over xavier"],
         [
-            Line("text, 500 steps", "text", 4e-3, "loss"),
-            Line("Tiny Shakespeare, 2,000 steps", "shakespeare", 4e-3, "loss"),
-            Line("CIFAR-10, 5,000 images", "cifar", 1e-3, "accuracy"),
-            Line("CIFAR-10, 50,000 images", "cifar-all", 1e-3, "accuracy"),
+            Line("`text`", "text", 4e-3, "loss"),
+            Line("`text-rates`", "text-rates", "best", "loss"),
+            Line("`text-long`", "text-long", 4e-3, "loss"),
+            Line("`text-large`", "text-large", 2e-3, "loss"),
+            Line("`text-deep`", "text-deep", 2e-3, "loss"),
+            Line("`shakespeare`", "shakespeare", 4e-3, "loss"),
+            Line("`cifar`", "cifar", 1e-3, "accuracy"),
+            Line("`cifar-rates`", "cifar-rates", "best", "accuracy"),
+            Line("`cifar-wide`", "cifar-wide", 1e-3, "accuracy"),
+            Line("`cifar-all`", "cifar-all", 1e-3, "accuracy"),
+            Line("`cifar-deep-quarter`", "cifar-deep-quarter", 1e-3, "accuracy"),
         ],
     ),
     "text": (
@@ -268,7 +275,7 @@ def add(*folders):
             last = rows[-1]
             if len(rows) == 8 or math.isnan(last["result"]):
                 write("results.csv", [last])
-                if last["experiment"] in ("text", "text-long", "cifar"):
+                if last["experiment"] in {panel[1] for panel in PICTURES["curves.png"][-1]}:
                     write("curves.csv", rows)
 
 

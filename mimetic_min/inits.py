@@ -38,7 +38,7 @@ def shuffled(layers, strengths):
     W_Q W_K^T of each head and W_V W_proj keep their entries, singular values, norms and rank. They
     lose the alignment of rows with columns: the diagonal, and with it symmetry and eigenvalues. So
     mimetic minus shuffled is what the alignment is worth, and shuffled minus default is what
-    weights of this size and with these singular values are worth.
+    weights of this size and with these singular values are worth in a random alignment.
     """
     mimetic(layers, strengths)
     for attention in layers:

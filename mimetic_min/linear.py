@@ -28,7 +28,7 @@ def matrices(q, k, v, proj, heads):
             raise ValueError(
                 f"{name} must have the shape (dim, dim), here {(len(proj), len(proj))}, but it has "
                 f"{tuple(weight.shape)}. Such a model probably uses grouped-query attention (fewer "
-                "heads for keys and values) or another head dimension, so the method does not apply"
+                "heads for keys and values) or another head dimension, which linear.py does not set"
             )
     # Without .data, autograd would not let us modify the chunks of a weight in place.
     q, k, v, proj = (weight.data for weight in (q, k, v, proj))
@@ -55,9 +55,8 @@ def mimetic_init_(
 ):
     """Attention.mimetic_init_ for the four weights, in place, whatever their dtype and device.
 
-    The defaults are the paper's strengths for vision. Raises ValueError, and changes nothing, if
-    `read` would, if a strength is out of range, or if two of the weights start at the same address,
-    since one would overwrite the other.
+    The defaults are the paper's strengths for vision. If `read` would fail, a strength is out of
+    range, or two of the weights share memory, it raises ValueError before it changes anything.
     """
     attention = read(q, k, v, proj, heads)
     # The three chunks of one weight begin at different places.

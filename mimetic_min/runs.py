@@ -55,8 +55,8 @@ def all_runs(args):
 # The folder
 
 # Options that may change when a run resumes. The first three choose the runs, and a checksum stands
-# for the data. The others belong to the machine: only rounding depends on them. (On CUDA, matrix
-# products are rounded to bfloat16.)
+# for the data. The others change nothing but rounding. (On CUDA, matrix products are rounded to
+# bfloat16.)
 FREE = ("init", "seed", "lr", "data", "data_dir", "device", "out", "plot", "sample")
 
 

@@ -57,7 +57,7 @@ def balanced_factors(A, rank):
     The singular value decomposition A = U S V^T gives L = U S^(1/2) and R = S^(1/2) V^T, both cut
     to the `rank` largest singular values. No matrix of that rank is closer to A than L @ R (Eckart
     and Young, 1936). At full rank, L @ R is A. Each factor gets the square root of S, so both have
-    the same norm, and neither learns faster than the other.
+    the same norm.
 
     For example, A = [[0, 4], [1, 0]] has the singular values 4 and 1. At rank 2, L = [[2, 0],
     [0, 1]] and R = [[0, 2], [1, 0]]. At rank 1, L = [[2], [0]] and R = [[0, 2]]: their product

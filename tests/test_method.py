@@ -14,7 +14,7 @@ The tests cannot know in what order your code draws its random numbers, so they 
 weights that it sets.
 
 The file goes from a worked example to the properties, and from the properties to the known
-mistakes. Each mistake has been seen in public code, or is close to one that has.
+mistakes. Many of these mistakes have been seen in public code.
 
 There are two kinds of tolerances. CLOSE is for rounding. SIGMAS is for chance: a normal number is
 more than six standard deviations from its mean once in 500 million draws.
@@ -286,7 +286,7 @@ def test_a_generator_reproduces_the_weights(Attention, init):
 
 
 # ---------------------------------------------------------------------------------------------
-# What else vit.py and gpt.py promise
+# What else vit.py promises
 
 
 @pytest.mark.parametrize(
@@ -334,7 +334,7 @@ MISTAKES = {
         "return alpha * Z - beta * torch.eye(dim, **ON_CPU)",
         test_value_projection_is_alpha_Z_plus_beta_I,
     ),
-    "signs_of_both_products_exchanged": (
+    "sign_of_query_key_flipped": (
         "self.query_key_init_(qk_alpha, qk_beta, generator)",
         "self.query_key_init_(qk_alpha, -qk_beta, generator)",
         test_query_key_is_as_near_its_target_as_its_rank_allows,
