@@ -50,9 +50,6 @@ VARIES = {
     "text-parts": "text",
     "text-qk-flipped": "text",
     "text-vp-flipped": "text",
-    "cifar-parts": "cifar",
-    "cifar-qk-flipped": "cifar",
-    "cifar-vp-flipped": "cifar",
     "cifar-deep-quarter": "cifar-deep",
     "text-deep-quarter": "text-deep",
 }
@@ -159,19 +156,6 @@ TABLES = {
             Line("value-projection positive", "text-vp-flipped", 4e-3, "loss", "mimetic"),
             Line("simple", "text-parts", 4e-3, "loss", "simple"),
             Line("language", "text-parts", 4e-3, "loss", "language"),
-        ],
-    ),
-    "cifar-parts": (
-        "CIFAR-10, 5,000 images",
-        ["minus mimetic"],
-        [
-            Line("default", "cifar-parts", 1e-3, "accuracy", "default"),
-            Line("shuffled", "cifar-parts", 1e-3, "accuracy", "shuffled"),
-            Line("query-key only", "cifar-parts", 1e-3, "accuracy", "query-key"),
-            Line("value-projection only", "cifar-parts", 1e-3, "accuracy", "value-projection"),
-            Line("query-key negative", "cifar-qk-flipped", 1e-3, "accuracy", "mimetic"),
-            Line("value-projection positive", "cifar-vp-flipped", 1e-3, "accuracy", "mimetic"),
-            Line("simple", "cifar-parts", 1e-3, "accuracy", "simple"),
         ],
     ),
 }
@@ -332,11 +316,13 @@ def cell(results, line, column):
         counts = {len(values(results, line, init)[0]) for init in INITS} - {0}
         return " or ".join(map(str, sorted(counts))) or "not measured yet"
     if column.startswith("share "):
-        # What is left of mimetic's gain over this init when shuffled is subtracted instead
+        # What is left of mimetic's gain over this init when shuffled is subtracted instead. If one
+        # of them has no results, the cell is empty, as below.
         base = column.split()[-1]
         lists = shared(results, (line, "mimetic"), (line, "shuffled"), (line, base))
-        mimetic, shuffled, base = map(statistics.mean, lists)
-        return f"{(mimetic - shuffled) / (mimetic - base):.0%}"
+        if lists[0]:
+            mimetic, shuffled, base = map(statistics.mean, lists)
+            return f"{(mimetic - shuffled) / (mimetic - base):.0%}"
     if "minus " in column:
         init, base = column.split("minus ")
         first, second = (line, init.strip()), (line, base)
