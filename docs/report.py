@@ -71,8 +71,8 @@ TABLES = {
         [
             Line("text, 500 steps", "text", 4e-3, "loss"),
             Line("CIFAR-10, 5,000 images", "cifar-rates", 2e-3, "accuracy"),
-            Line("the same, 12 layers", "cifar-deep", 1e-3, "accuracy"),
-            Line("value-projection (0.1, -0.1)", "cifar-deep-quarter", 1e-3, "accuracy"),
+            Line("CIFAR-10, 12 layers", "cifar-deep", 1e-3, "accuracy"),
+            Line("12 layers, value-projection / 4", "cifar-deep-quarter", 1e-3, "accuracy"),
             Line("shifted digits", "digits", 2e-3, "accuracy"),
         ],
     ),
