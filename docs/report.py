@@ -108,7 +108,7 @@ TABLES = {
         "CIFAR-10",
         ["experiment", *COMPARED],
         [
-            Line("5,000 images, 20 epochs, rate 0.001", "cifar", 1e-3, "accuracy"),
+            Line("5,000 images, 20 epochs", "cifar", 1e-3, "accuracy"),
             Line("the same, best rate", "cifar-rates", "best", "accuracy"),
             Line("learned positions", "cifar-learned", 1e-3, "accuracy"),
             Line("width 96, 6 layers, 3 heads", "cifar-wide", 1e-3, "accuracy"),
@@ -138,9 +138,9 @@ TABLES = {
         ["experiment", "default", "shuffled", "mimetic", *GAINS],
         [
             Line("CIFAR-10, 12 layers, (0.4, -0.4)", "cifar-deep", 1e-3, "accuracy"),
-            Line("(0.1, -0.1)", "cifar-deep-quarter", 1e-3, "accuracy"),
+            Line("the same, (0.1, -0.1)", "cifar-deep-quarter", 1e-3, "accuracy"),
             Line("text, 12 layers, (0.1, -0.4)", "text-deep", 2e-3, "loss"),
-            Line("(0.025, -0.1)", "text-deep-quarter", 2e-3, "loss"),
+            Line("the same, (0.025, -0.1)", "text-deep-quarter", 2e-3, "loss"),
         ],
     ),
     "text-parts": (
