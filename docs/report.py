@@ -328,7 +328,7 @@ def cell(results, line, column):
         first, second = (line, init.strip()), (line, base)
         if not init:
             # A part of the method is compared with the experiment that it varies.
-            varied = line._replace(experiment=VARIES.get(line.experiment, line.experiment))
+            varied = line._replace(experiment=VARIES[line.experiment])
             first, second = (line, line.init), (varied, base)
         ours, theirs = shared(results, first, second)
         # A difference on a single seed has no standard error, so it is left out.
