@@ -93,7 +93,7 @@ class Images:
     def __init__(self, args, device):
         arrays = data.load_images(args.data, args.data_dir, args.limit, args.image_size)
         if not 0 < args.batch_size <= len(arrays[0]):
-            raise ValueError(f"--batch-size must be from 1 to {len(arrays[0])}, all images")
+            raise ValueError(f"--batch-size must be from 1 to {len(arrays[0])} training images")
         self.checksum = data.checksum(*arrays)
         self.train, self.train_labels, self.test, self.test_labels = [
             array.to(device) for array in arrays

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The experiments of docs/results.md. Each is one command of one of the two scripts.
+# The experiments of docs/results.md. Each is one call of one of the two scripts.
 #
 #     bash docs/experiments.sh text                   trains into runs/text, or resumes
 #     bash docs/experiments.sh text-rates-choose      the runs that chose a rate or a strength

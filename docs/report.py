@@ -5,9 +5,9 @@
     python docs/report.py streams                      streams.png, from new models
     python docs/report.py trained DINOV2 SMOLLM2       trained.png, from two published weight files
 
-`add` writes two files. A run is named by its experiment (the name of its folder), its init, its
-seed and its peak learning rate. A result is an accuracy (0 to 1) or a loss (nats per byte), and nan
-if the run diverged.
+`add` writes two files. A run is identified by its experiment (the name of its folder), its init,
+its seed and its peak learning rate. A result is an accuracy (0 to 1) or a loss (nats per byte), or
+nan if the run diverged.
 
     results.csv      a row per finished run: its result after the last step
     curves.csv       a row per evaluation, for the runs that curves.png draws
@@ -175,7 +175,7 @@ PICTURES = {
         ],
     ),
     "curves.png": (
-        "The course of training, with seed 0",
+        "Training curves, seed 0",
         "curves.csv",
         "step",
         INITS,
@@ -290,7 +290,8 @@ def values(results, line, init):
     lr, note = best_rate(results, line, init) if line.lr == "best" else (line.lr, "")
     found = results.get((line.experiment, init, lr), {})
     # An init that depends on the strengths is borrowed only where a part of the method is compared
-    # with it. Elsewhere it would pass for a result of this experiment, which is not measured yet.
+    # with it. Elsewhere it would pass for a result of this experiment, which has not been measured
+    # yet.
     borrows = line.experiment in VARIES and (line.init or init in INITS[:3])
     if borrows and not found:
         seeds = set().union(*(results[run] for run in results if run[0] == line.experiment))
@@ -395,13 +396,13 @@ def pages():
 
 @torch.no_grad()
 def streams():
-    """Draw how much of its input is left in the residual stream of a new model: streams.png.
+    """Plot how much of its input is left in the residual stream of a new model: streams.png.
 
     The input is what enters the first layer, for random pixels from N(0, 1) or random bytes. From
     it and from the stream after each layer we subtract the mean over the batch, at each position,
-    which leaves what tells the images or texts apart; the number is the cosine between the two. At
-    1 the layers have only scaled the input, and at 0 none of it is left. It is a mean over three
-    seeds, and is printed, too.
+    which leaves what tells the images or texts apart. The similarity is the cosine between these
+    two differences: at 1 the layers have only scaled the input, and at 0 none of it is left. It is
+    a mean over three seeds, and is printed, too.
     """
     generator = torch.Generator().manual_seed(0)
     panels = [

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-# The first two images and the first text need no download.
+# The first two image sets and the first text need no download.
 IMAGES = ("shifted-digits", "digits", "cifar10", "cifar100", "svhn", "mnist", "fashion-mnist")
 TEXTS = ("pydoc", "shakespeare")
 

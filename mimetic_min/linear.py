@@ -27,8 +27,8 @@ def matrices(q, k, v, proj, heads):
         if weight.shape != (len(proj), len(proj)):
             raise ValueError(
                 f"{name} must have the shape (dim, dim), here {(len(proj), len(proj))}, but it has "
-                f"{tuple(weight.shape)}. Such a model probably uses grouped-query attention (fewer "
-                "heads for keys and values) or another head dimension, which linear.py does not set"
+                f"{tuple(weight.shape)}. The model probably uses grouped-query attention (fewer "
+                "heads for keys and values) or a different head dimension. linear.py sets neither"
             )
     # Without .data, autograd would not let us modify the chunks of a weight in place.
     q, k, v, proj = (weight.data for weight in (q, k, v, proj))
@@ -78,7 +78,7 @@ def vp_product(attention, dim):
     `attention` takes x (batch, tokens, dim) and returns the same shape, or a tuple that starts with
     it. It is a module, or a function that calls one: lambda x: module(x, x, x). A module is run in
     eval mode, since dropout would change the output. (If you pass a function, call model.eval()
-    first. It gets x in float32 on the CPU.) Raises ValueError if the output has another shape.
+    first. It gets x in float32 on the CPU.) Raises ValueError if the output has a different shape.
     """
     # I with a row of zeros below it, each row a sequence of one token
     x = torch.eye(dim + 1, dim)[:, None]

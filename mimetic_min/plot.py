@@ -7,7 +7,7 @@
 
 Each of the first three draws one picture (PNG) into the file `path` and returns `path`. `models` is
 {init: (untrained, trained)}, where a model is anything with `.blocks[i].attention`, and an
-attention anything with `qk_product()`, `vp_product()` and `attention_map(x)`, as in vit.py.
+attention layer anything with `qk_product()`, `vp_product()` and `attention_map(x)`, as in vit.py.
 
 Only this file needs matplotlib. It uses no display.
 """
@@ -110,9 +110,9 @@ def matrices(path, columns, rows, title, label, colors, signed):
     """Draw square matrices in a grid. The number below each is the mean of its diagonal.
 
     `columns` are the titles above the grid, and `rows` is {name: one matrix per column}. All share
-    the color scale `label` in matplotlib's `colors`, from 0 up, or symmetric around 0 if `signed`.
-    A matrix larger than CORNER is cropped to its upper-left corner, but the number covers its whole
-    diagonal.
+    one color scale, titled `label`, in matplotlib's colormap `colors`: from 0 up, or symmetric
+    around 0 if `signed`. A matrix larger than CORNER is cropped to its upper-left corner, but the
+    number covers its whole diagonal.
     """
     figure = new_figure(1.4 * len(columns) + 2, 1.65 * len(rows) + 1.2)
     grid = figure.subplots(len(rows), len(columns), squeeze=False)

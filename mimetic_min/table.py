@@ -3,7 +3,7 @@
 import math
 import statistics
 
-# How a result is shown: 67.7%, or 1.234 nats per byte. And its columns in the closing table, each a
+# How a result is shown: 67.7%, or 1.234 nats per byte. And its columns in the final table, each a
 # multiple of the result.
 STYLE = {"accuracy": ".1%", "loss": ".3f"}
 SHOWN = {
@@ -18,10 +18,10 @@ def is_finite(row):
 
 
 def table(rows, metric):
-    """The closing table, as text: a line for each init and rate.
+    """The final table, as text: a line for each init and rate.
 
     `rows` are {Run: its rows}, with the same seeds for each init and rate. `metric` is "accuracy"
-    or "loss". The last row of a run counts.
+    or "loss". Only the last row of a run counts.
     """
     results = {}  # (init, lr) -> one result per seed, NaN for a run that diverged
     for run, (*_, row) in rows.items():

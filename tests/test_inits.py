@@ -1,4 +1,4 @@
-"""The initializations that the scripts compare, and first of all the control."""
+"""The initializations that the scripts compare, above all the control."""
 
 from math import sqrt
 from pathlib import Path
@@ -31,7 +31,7 @@ def assert_columns_moved(shuffled):
         assert order.unique().numel() == 48, "a column appears twice"
         assert torch.allclose(new, old[:, order], atol=CLOSE), "a column has new entries"
         # A random order leaves one column in place, on average.
-        assert (order == torch.arange(48)).sum() < 12, "most columns stayed in place"
+        assert (order == torch.arange(48)).sum() < 12, "many columns stayed in place"
     assert len(orders.unique(dim=0)) == len(orders), "two products have the same order"
 
 

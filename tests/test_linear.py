@@ -1,8 +1,8 @@
 """linear.py on the layers of real libraries. Their own forwards compute what it sets.
 
 The file goes from the libraries to the mistakes that linear.vp_product finds, and from the mistakes
-to what the functions promise. Every attention in the first two parts has the size of a tiny ViT:
-dim is 192, and there are three heads. A library that is not installed is skipped.
+to what the functions promise. Every attention layer in the first two parts has the size of a tiny
+ViT: dim is 192, and there are three heads. A library that is not installed is skipped.
 """
 
 import re
@@ -114,9 +114,10 @@ FORWARDS = {
 
 
 def same_output(forward, read):
-    """Whether both compute the same on eight sequences. With two tokens each, query-key matters.
+    """Whether both compute the same output on eight sequences.
 
-    Only the last tokens are compared: in a language model, they alone attend to both.
+    Each has two tokens, so that query-key matters. Only the last tokens are compared: in a language
+    model, they alone attend to both.
     """
     x = torch.randn(8, 2, 192, generator=seeded(1))
     output = forward(x)

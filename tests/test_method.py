@@ -106,7 +106,7 @@ def test_worked_example(monkeypatch):
     assert torch.allclose(L[:, :2] @ R[:2], product)
 
     # The code does the same, given this target for each head and for value-projection. (The
-    # factors may differ by signs, which cancel in the products.)
+    # factors may differ in sign, which cancels in the products.)
     monkeypatch.setattr(vit, "mimetic_target", lambda dim, alpha, beta, generator: A)
     attention = vit.Attention(dim=4, heads=2)
     attention.mimetic_init_(0.5, 0.5, 0.5, 0.5)
@@ -166,7 +166,7 @@ def diagonal_means(matrices):
 
 
 def has_variance(W, variance):
-    """Is the mean square of W this variance, up to chance?"""
+    """Is the mean square of W this variance, within chance?"""
     # A squared normal number has a variance of 2, in units of its mean. The tolerance is eight
     # standard deviations, because the mean of a few squares is skewed.
     return abs(W.square().mean().item() / variance - 1) < 8 * sqrt(2 / W.numel())
@@ -184,7 +184,7 @@ def test_value_projection_is_alpha_Z_plus_beta_I(Attention, init):
     # A mean of dim numbers has a standard deviation that is sqrt(dim) times smaller than theirs.
     mean = diagonal_means(product).item()
     assert abs(mean - beta) < SIGMAS * alpha / init.dim, (
-        f"vp_beta is {beta:.3f}, but the diagonal of W_V W_proj has the mean {mean:.3f}. Is the"
+        f"vp_beta is {beta:.3f}, but the diagonal of W_V W_proj has mean {mean:.3f}. Is the"
         " sign right? Is W_V U S^(1/2), and is W_proj S^(1/2) V^T? (torch.linalg.svd returns V^T,"
         " not V.)"
     )
@@ -471,7 +471,7 @@ def load_attention(path):
         pytest.exit(
             f"{path} must have a class Attention. After attention = Attention(8, 2) and"
             " attention.mimetic_init_(0.7, 0.7, 0.4, -0.4, generator=torch.Generator()) it must"
-            f" have tensors of the shapes {SHAPES}. But {type(error).__name__}: {error}",
+            f" have tensors with the shapes {SHAPES}. But {type(error).__name__}: {error}",
             returncode=4,
         )
     return Attention

@@ -1,4 +1,4 @@
-"""Attention, the ViT and the GPT: against independent code, and as they are initialized."""
+"""Attention, the ViT and the GPT, compared with independent code and freshly initialized."""
 
 import subprocess
 import sys
@@ -118,7 +118,7 @@ def test_text_is_generated_only_from_the_past():
 
 
 def test_positions_are_sines_and_cosines():
-    """A ViT's encode the row of a patch and, next to it, the column."""
+    """In a ViT they encode the row of a patch and, next to it, the column."""
     angles = np.outer(np.arange(9), 10_000 ** -(np.arange(16) / 16))
     places = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
     patches = [[*places[row], *places[column]] for row in range(3) for column in range(3)]

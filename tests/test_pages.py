@@ -91,7 +91,7 @@ def test_the_rate_is_chosen_by_seeds_that_are_not_reported():
 
 @pytest.mark.parametrize("line", [line for table in report.TABLES.values() for line in table[2]])
 def test_the_command_of_a_line_trains_what_it_shows(line):
-    # An empty variable is as good as none, so it does not matter where the data are here.
+    # An empty variable counts as unset, so it does not matter where the data are.
     _, script, *options = subprocess.check_output(
         ["bash", ROOT / "docs" / "experiments.sh", line.experiment],
         env={**os.environ, "RUN": "echo python", "CIFAR10": "", "SHAKESPEARE": ""},

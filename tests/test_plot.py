@@ -66,7 +66,7 @@ def test_a_picture_is_a_png_of_the_right_numbers(draw, arguments, panels, tmp_pa
     figure = pytest.importorskip("matplotlib.figure").Figure()
     monkeypatch.setattr(plot, "new_figure", lambda width, height: figure)
     assert draw(tmp_path / "picture", *arguments, "title").read_bytes().startswith(b"\x89PNG")
-    # After the panels comes the scale of the colors.
+    # After the panels comes the color bar.
     assert panels == [
         (axes.get_title(), axes.get_xlabel(), [line.get_ydata().tolist() for line in axes.lines])
         for axes in figure.axes[: len(panels)]

@@ -1,4 +1,4 @@
-"""Runs: stopping loses nothing, mismatches are reported, and processes share runs; the table."""
+"""Stopping loses nothing, mismatches are reported, processes share runs, and the table is right."""
 
 import math
 import re
@@ -59,7 +59,7 @@ def test_what_was_saved_is_loaded():
 
 @pytest.mark.parametrize("torn", ["", "step,train_loss,loss\n5,2.5,2.0\n", "junk"])
 def test_the_csv_file_has_the_rows_even_if_it_was_behind(torn):
-    """As if a run was killed between writing its two files."""
+    """As if a run had been killed between writing its two files."""
     folder = saved()
     TABLE.write_text(torn)
     assert folder.to_do([RUN]) == []
@@ -214,7 +214,7 @@ def test_a_wrong_rank_or_world_size_is_named(rank, world_size, monkeypatch):
 
 
 # ---------------------------------------------------------------------------------------------
-# The closing table, with figures that can be checked by hand
+# The final table, with figures that can be checked by hand
 
 
 @pytest.mark.parametrize(
