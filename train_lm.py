@@ -151,7 +151,7 @@ def learning_rate(step, steps, peak):
 
 @torch.no_grad()
 def validation_loss(model, text):
-    """The loss on the validation text, in nats per byte."""
+    """The loss on windows of the validation text, in nats per byte."""
     inputs, targets = text.validation_windows()
     return F.cross_entropy(model(inputs).mT, targets).item()
 

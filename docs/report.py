@@ -84,13 +84,15 @@ TABLES = {
             Line("`text-rates`", "text-rates", "best", "loss"),
             Line("`text-long`", "text-long", 4e-3, "loss"),
             Line("`text-large`", "text-large", 2e-3, "loss"),
-            Line("`text-deep`", "text-deep", 2e-3, "loss"),
             Line("`shakespeare`", "shakespeare", 4e-3, "loss"),
             Line("`cifar`", "cifar", 1e-3, "accuracy"),
             Line("`cifar-rates`", "cifar-rates", "best", "accuracy"),
+            Line("`cifar-learned`", "cifar-learned", 1e-3, "accuracy"),
             Line("`cifar-wide`", "cifar-wide", 1e-3, "accuracy"),
             Line("`cifar-all`", "cifar-all", 1e-3, "accuracy"),
             Line("`cifar-deep-quarter`", "cifar-deep-quarter", 1e-3, "accuracy"),
+            Line("`text-deep`", "text-deep", 2e-3, "loss"),
+            Line("`text-deep-quarter`", "text-deep-quarter", 2e-3, "loss"),
         ],
     ),
     "text": (
@@ -100,7 +102,12 @@ TABLES = {
             Line("500 steps", "text", 4e-3, "loss"),
             Line("1,000 steps, best rate", "text-rates", "best", "loss"),
             Line("4,000 steps", "text-long", 4e-3, "loss"),
-            Line("1,000 steps, width 256, 6 layers", "text-large", 2e-3, "loss"),
+            Line(
+                "1,000 steps, width 256, 6 layers, 8 heads, context 128, rate 0.002",
+                "text-large",
+                2e-3,
+                "loss",
+            ),
             Line("Tiny Shakespeare, 2,000 steps", "shakespeare", 4e-3, "loss"),
         ],
     ),
@@ -112,7 +119,7 @@ TABLES = {
             Line("the same, best rate", "cifar-rates", "best", "accuracy"),
             Line("learned positions", "cifar-learned", 1e-3, "accuracy"),
             Line("width 96, 6 layers, 3 heads", "cifar-wide", 1e-3, "accuracy"),
-            Line("50,000 images, 10 epochs", "cifar-all", 1e-3, "accuracy"),
+            Line("50,000 images, 10 epochs, batches of 100", "cifar-all", 1e-3, "accuracy"),
         ],
     ),
     "digits": (
@@ -264,15 +271,19 @@ def add(*folders):
 
 
 # ---------------------------------------------------------------------------------------------
-# Tables. Here, `results` is {(experiment, init, rate): {seed: result}}.
+# Tables. Here, `results` is what by_run returns.
+
+
+def by_run(rows):
+    """The rows of results.csv as {(experiment, init, rate): {seed: result}}."""
+    results = defaultdict(dict)
+    for row in rows:
+        results[row["experiment"], row["init"], row["lr"]][row["seed"]] = row["result"]
+    return results
 
 
 def best_rate(results, line, init):
-    """The rate of an init with the best mean over the CHOOSING seeds, and a note on it.
-
-    "(edge)" in the note says that no lower, or no higher, rate was tried: a better one may lie
-    beyond. The rate is None until both seeds have tried one.
-    """
+    """The rate of an init with the best mean over the CHOOSING seeds, or None without such runs."""
     means = {
         lr: statistics.mean(found[seed] for seed in CHOOSING)
         for (*which, lr), found in results.items()
@@ -280,20 +291,15 @@ def best_rate(results, line, init):
     }
     finite = [lr for lr in means if math.isfinite(means[lr])]
     better = max if line.metric == "accuracy" else min
-    best = better(finite, key=means.get, default=None)
-    tried = sorted(means)
-    return best, f" at {best} (edge)" if best in tried[:1] + tried[-1:] else f" at {best}"
+    return better(finite, key=means.get, default=None)
 
 
 def values(results, line, init):
     """What a line reports for an init: {seed: result}, and a note on its rate."""
-    lr, note = best_rate(results, line, init) if line.lr == "best" else (line.lr, "")
+    lr = best_rate(results, line, init) if line.lr == "best" else line.lr
+    note = f" at {lr}" if line.lr == "best" else ""
     found = results.get((line.experiment, init, lr), {})
-    # An init that depends on the strengths is borrowed only where a part of the method is compared
-    # with it. Elsewhere it would pass for a result of this experiment, which has not been measured
-    # yet.
-    borrows = line.experiment in VARIES and (line.init or init in INITS[:3])
-    if borrows and not found:
+    if line.experiment in VARIES and not found:
         seeds = set().union(*(results[run] for run in results if run[0] == line.experiment))
         found = results.get((VARIES[line.experiment], init, lr), {})
         found = {seed: found[seed] for seed in found if seed in seeds}
@@ -314,8 +320,7 @@ def cell(results, line, column):
     if column == "command":
         return f"`bash docs/experiments.sh {line.experiment}`"
     if column == "seeds":
-        counts = {len(values(results, line, init)[0]) for init in INITS} - {0}
-        return " or ".join(map(str, sorted(counts))) or "not measured yet"
+        return str(len(values(results, line, "mimetic")[0]))
     if column.startswith("share "):
         # What is left of mimetic's gain over this init when shuffled is subtracted instead. If one
         # of them has no results, the cell is empty, as below.
@@ -338,11 +343,8 @@ def cell(results, line, column):
     return spread([*found.values()], STYLE[line.metric]) + note if found else ""
 
 
-def fill(text, rows):
-    """The text of a page, with its tables made from `rows`, the rows of results.csv."""
-    results = defaultdict(dict)
-    for row in rows:
-        results[row["experiment"], row["init"], row["lr"]][row["seed"]] = row["result"]
+def fill(text, results):
+    """The text of a page, with its tables made from the results."""
 
     def make(match):
         title, columns, lines = TABLES[match[1]]
@@ -386,8 +388,9 @@ def pages():
     """Draw the PICTURES, and replace the tables of the pages."""
     for name, picture in PICTURES.items():
         draw(name, *picture)
+    results = by_run(read(DOCS / "results.csv"))
     for page in PAGES:
-        page.write_text(fill(page.read_text(), read(DOCS / "results.csv")))
+        page.write_text(fill(page.read_text(), results))
 
 
 # ---------------------------------------------------------------------------------------------

@@ -76,9 +76,10 @@ def vp_product(attention, dim):
     and subtract what it returns for x = 0.
 
     `attention` takes x (batch, tokens, dim) and returns the same shape, or a tuple that starts with
-    it. It is a module, or a function that calls one: lambda x: module(x, x, x). A module is run in
-    eval mode, since dropout would change the output. (If you pass a function, call model.eval()
-    first. It gets x in float32 on the CPU.) Raises ValueError if the output has a different shape.
+    it. (A layer of torch.nn does so only with batch_first=True.) It is a module, or a function that
+    calls one: lambda x: module(x, x, x). A module is run in eval mode, since dropout would change
+    the output. (If you pass a function, call model.eval() first. It gets x in float32 on the CPU.)
+    Raises ValueError if the output has a different shape.
     """
     # I with a row of zeros below it, each row a sequence of one token
     x = torch.eye(dim + 1, dim)[:, None]

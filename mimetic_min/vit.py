@@ -5,9 +5,9 @@ This file needs only torch. Copy it anywhere.
     model = ViT(ViTConfig(image_size=32, patch_size=4, channels=3))
     model.mimetic_init_()
 
-Without the second line the model has the usual random weights. With it, two products of attention
-weights look as they do in a trained vision transformer (Trockman and Kolter, "Mimetic
-Initialization of Self-Attention Layers", ICML 2023, https://arxiv.org/abs/2305.09828):
+Without the second line the model has the usual random weights. With it, the diagonals of two
+products stand out, as in a trained vision transformer (Trockman and Kolter, "Mimetic Initialization
+of Self-Attention Layers", ICML 2023, https://arxiv.org/abs/2305.09828):
 
     W_Q W_K^T    of each head    has a positive diagonal: tokens attend to tokens like themselves
     W_V W_proj   of each layer   has a negative diagonal: a layer subtracts some of what it sees

@@ -18,13 +18,14 @@ import train_vit
 ROOT = Path(train_vit.__file__).parent
 
 SCRIPTS = {"train_lm.py": train_lm, "train_vit.py": train_vit}
-RESULTS = report.read(ROOT / "docs" / "results.csv")
+RESULTS = report.by_run(report.read(ROOT / "docs" / "results.csv"))
 every_page = pytest.mark.parametrize("page", report.PAGES, ids=lambda page: page.name)
 
 # ---------------------------------------------------------------------------------------------
 # Code, links, and what a script prints
 
-BLOCK = r"```python\n(.*?)```(?:\n\n[^\n]*\n\n|\n*)(?:```text\n(.*?)```)?"
+# A block of code, and the block of text that it prints, perhaps after a paragraph
+BLOCK = r"```python\n(.*?)```\n+(?:(?:[^\n`][^\n]*\n)+\n)?(?:```text\n(.*?)```)?"
 
 
 @every_page
@@ -56,9 +57,7 @@ def test_the_readme_shows_what_train_lm_prints():
     titles, *lines = [re.split(" {2,}", line) for line in shown.splitlines()]
     assert titles[2:] == ["nats per byte", "bits per byte", "minus default", "mimetic minus this"]
     for init, _, loss, *_ in lines:
-        measured = [
-            row["result"] for row in RESULTS if (row["experiment"], row["init"]) == ("text", init)
-        ]
+        measured = RESULTS["text", init, 4e-3].values()
         # Four standard deviations allow for another machine.
         expected = pytest.approx(statistics.mean(measured), abs=4 * statistics.stdev(measured))
         assert float(loss) == expected
@@ -76,7 +75,7 @@ def test_the_tables_show_what_was_measured(page):
 
 
 def test_the_rate_is_chosen_by_seeds_that_are_not_reported():
-    # Seeds 10 and 11 are best at 0.2, which has a rate on both sides. Seeds 0 and 1 prefer 0.4.
+    # Seeds 10 and 11 are best at 0.2, but seeds 0 and 1 at 0.4.
     results = {
         ("e", "mimetic", 0.1): {10: 0.5, 11: 0.5, 0: 0.1, 1: 0.1},
         ("e", "mimetic", 0.2): {10: 0.8, 11: 0.9, 0: 0.3, 1: 0.5},
@@ -84,9 +83,6 @@ def test_the_rate_is_chosen_by_seeds_that_are_not_reported():
     }
     line = report.Line("", "e", "best", "accuracy")
     assert report.values(results, line, "mimetic") == ({0: 0.3, 1: 0.5}, " at 0.2")
-    # Without the highest rate, 0.2 is the edge of what was tried.
-    del results["e", "mimetic", 0.4]
-    assert report.values(results, line, "mimetic") == ({0: 0.3, 1: 0.5}, " at 0.2 (edge)")
 
 
 @pytest.mark.parametrize("line", [line for table in report.TABLES.values() for line in table[2]])
@@ -98,10 +94,13 @@ def test_the_command_of_a_line_trains_what_it_shows(line):
         text=True,
     ).split()
     args = SCRIPTS[script].make_parser().parse_args(options)
-    for row in RESULTS:
-        if (row["experiment"], row["lr"]) == (line.experiment, line.lr):
-            assert row["seed"] in (*args.seed, *report.CHOOSING)
-            assert row["init"] in args.init and row["lr"] in args.lr
+    for (experiment, init, lr), found in RESULTS.items():
+        shown = report.best_rate(RESULTS, line, init) if line.lr == "best" else line.lr
+        if (experiment, lr) == (line.experiment, shown):
+            assert found.keys() <= {*args.seed, *report.CHOOSING}
+            assert init in args.init
+            # Xavier's best rate on the digits needs options of its own, which the script names.
+            assert lr in args.lr or (experiment, init) == ("digits-rates", "xavier")
 
 
 def test_add_takes_what_is_finished_and_takes_it_once(tmp_path, monkeypatch):
