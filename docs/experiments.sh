@@ -73,6 +73,7 @@ case $name in
     cifar)                   c="$small --lr 1e-3 --seed 0 1 2 3 4" ;;
     cifar-rates)             c="$small --lr 2e-3 --seed 0 1 2 3 4"
                              choose="--lr 5e-4 1e-3 2e-3 4e-3 --seed 10 11" ;;
+    cifar-long)              c="$small --lr 1e-3 --epochs 100 $three --seed 0 1 2" ;;
     cifar-wide)              c="$wide $three --seed 0 1 2" ;;
     cifar-learned)           c="$small --lr 1e-3 --position learned $controls --seed 0 1 2" ;;
     cifar-parts)             c="$small --lr 1e-3 --init query-key value-projection simple --seed 0 1 2" ;;

@@ -141,9 +141,9 @@ def to_tensors(data, arrays, limit):
 def read_digits(shifted):
     """The digits as they are, or each at a random place on a 12x12 canvas.
 
-    In the original digits, a stroke is always in the same place, so a model without attention
-    reads them just as well, and they say nothing about attention. On the canvas, a model has to
-    find the parts of a digit first. Each image keeps its place, in every epoch and every run.
+    In the original digits, strokes hardly move, so a model may read them without attention. On the
+    canvas, it has to find the parts of a digit first. Each image keeps its place, in every epoch
+    and every run.
     """
     with np.load(Path(__file__).with_name("digits.npz")) as file:
         images = file["images"]  # (1797, 8, 8)
