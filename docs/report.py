@@ -159,7 +159,7 @@ TABLES = {
             Line("value-projection only", "text-parts", 4e-3, "loss", "value-projection"),
             Line("query-key negative", "text-qk-flipped", 4e-3, "loss", "mimetic"),
             Line("value-projection positive", "text-vp-flipped", 4e-3, "loss", "mimetic"),
-            Line("simple", "text-parts", 4e-3, "loss", "simple"),
+            Line("simple form (lesson, exercise 1)", "text-parts", 4e-3, "loss", "simple"),
             Line("language", "text-parts", 4e-3, "loss", "language"),
         ],
     ),
