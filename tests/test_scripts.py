@@ -140,8 +140,7 @@ def test_kills_and_ctrl_c_at_random_moments_lose_nothing(task):
     "environments, to_do",
     [
         ([{"RANK": "0", "WORLD_SIZE": "2"}, {"RANK": "1", "WORLD_SIZE": "2"}], "2 of 4 runs"),
-        # The second may find that the first has finished some.
-        ([{}, {}], " of 4 runs"),
+        ([{}, {}], "4 of 4 runs"),
     ],
     ids=["two processes", "the same command twice"],
 )
@@ -150,7 +149,7 @@ def test_two_at_once_produce_what_one_produces(environments, to_do):
     call("lm", "--seed 0 1 --out one")
     children = [start("lm", "--seed 0 1 --out two", **environment) for environment in environments]
     outs = [child.communicate()[0] for child in children]
-    assert all(to_do in out for out in outs)
+    assert all(out.startswith(to_do) for out in outs)
     assert any("minus default" in out for out in outs)
     assert figures("one") == figures("two")
     assert len(list(Path("two").iterdir())) == 8
