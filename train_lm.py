@@ -52,7 +52,7 @@ def make_parser():
     add("--seed", nargs="+", type=int, default=[0], help="one or more: 0 1 2")
     add("--lr", nargs="+", type=float, default=[4e-3], help="peak learning rate, one or more")
     add("--data", default="pydoc", help=f"{', '.join(data.TEXTS)}, or a file of your own")
-    add("--data-dir", default="data", help="where a download is kept")
+    add("--data-dir", default="data", help="where downloads are kept")
     add("--steps", type=int, default=500, help="batches to train on")
     add("--batch-size", type=int, default=12, help="windows per step")
     add("--context", type=int, default=GPTConfig.context, help="context length in bytes")
@@ -191,6 +191,10 @@ def train(run, folder, model, text):
     first = rows[-1]["step"] if rows else 0
     begun = time.monotonic()
     for step in range(first, steps):
+        # A run ends early where its loss is no longer finite.
+        if folder.has_ended(rows):
+            break
+
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, run.lr)
 
@@ -215,8 +219,6 @@ def train(run, folder, model, text):
                 f"train loss {loss:.3f}  loss {result:.3f}  {left:,.0f} s left in this run",
                 flush=True,
             )
-            if folder.has_ended(rows):
-                break  # At the last step, or where the loss is no longer finite
 
 
 # ---------------------------------------------------------------------------------------------

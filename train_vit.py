@@ -57,9 +57,9 @@ def make_parser():
     add("--lr", nargs="+", type=float, default=[2e-3], help="peak learning rate, one or more")
     add("--data", default="shifted-digits", help=f"{', '.join(data.IMAGES)}, an .npz or a folder")
     add("--data-dir", default="data", help="where downloads are kept")
-    add("--image-size", type=int, help="pixels per side, for a folder of pictures")
+    add("--image-size", type=int, help="pixels per side, for a folder; if not given, 32")
     add("--limit", type=int, help="train only on the first LIMIT images")
-    add("--augment", choices=["none", "crop", "crop+flip"], help="the default depends on --data")
+    add("--augment", choices=["none", "crop", "crop+flip"], help="if not given, what suits --data")
     add("--epochs", type=int, default=20, help="passes over the training images")
     add("--batch-size", type=int, default=50, help="images per step")
     add("--patch-size", type=int, default=ViTConfig.patch_size, help="pixels per side")
@@ -93,7 +93,10 @@ class Images:
     def __init__(self, args, device):
         arrays = data.load_images(args.data, args.data_dir, args.limit, args.image_size)
         if not 0 < args.batch_size <= len(arrays[0]):
-            raise ValueError(f"--batch-size must be from 1 to {len(arrays[0])} training images")
+            raise ValueError(
+                f"--batch-size must be from 1 to {len(arrays[0])} (all training images), but it is "
+                f"{args.batch_size}"
+            )
         self.checksum = data.checksum(*arrays)
         self.train, self.train_labels, self.test, self.test_labels = [
             array.to(device) for array in arrays
@@ -103,7 +106,7 @@ class Images:
         self.batch_size = args.batch_size
         # An incomplete batch at the end of an epoch is left out.
         self.steps_per_epoch = len(self.train) // args.batch_size
-        self.epoch = None
+        self.ordered = None  # the seed and the epoch that self.order is for
 
     def batch(self, seed, step):
         """The images (batch, channels, size, size) and labels (batch,) of a training step.
@@ -112,8 +115,8 @@ class Images:
         run sees the ones that would have come next.
         """
         epoch, i = divmod(step, self.steps_per_epoch)
-        if self.epoch != (seed, epoch):
-            self.epoch = (seed, epoch)
+        if self.ordered != (seed, epoch):
+            self.ordered = (seed, epoch)
             order = np.random.default_rng([seed, epoch]).permutation(len(self.train))
             self.order = torch.from_numpy(order).to(self.train.device)
         chosen = self.order[i * self.batch_size : (i + 1) * self.batch_size]
@@ -195,6 +198,10 @@ def train(run, folder, model, images):
     first = rows[-1]["step"] if rows else 0
     begun = time.monotonic()
     for step in range(first, steps):
+        # A run ends early where its loss is no longer finite.
+        if folder.has_ended(rows):
+            break
+
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, run.lr)
 
@@ -218,8 +225,6 @@ def train(run, folder, model, images):
                 f"train loss {loss:.3f}  accuracy {result:.1%}  {left:,.0f} s left in this run",
                 flush=True,
             )
-            if folder.has_ended(rows):
-                break  # At the last step, or where the loss is no longer finite
 
 
 # ---------------------------------------------------------------------------------------------
@@ -250,6 +255,7 @@ def main(words=None):
             position=args.position,
         )
         all_runs = runs.all_runs(args)
+        # A run is trained with this, even if --augment is not given.
         args.augment = images.augment
         folder = runs.Folder(args, "vit", args.epochs * images.steps_per_epoch, images.checksum)
         to_do = folder.to_do(all_runs)

@@ -126,10 +126,11 @@ def to_tensors(data, arrays, limit):
         f"test images of {data} have labels that none of the {len(train):,} training images has; "
         "if the images are sorted by class, shuffle them",
     )
-    # Pictures with values from 0 to 1 turn black in a reader that expects bytes.
+    # Values from 0 to 1 become 0, but for a few 1, when they are converted to bytes as they are.
     check(
-        not torch.equal(train[1:], train[:-1]),
-        f"the {len(train):,} training images of {data} are all the same",
+        train.max() > 1 and not torch.equal(train[1:], train[:-1]),
+        f"the {len(train):,} training images of {data} are all the same, or have only the values 0 "
+        "and 1; to convert values from 0 to 1, multiply them by 255, then use .astype(numpy.uint8)",
     )
     return train, train_labels, test, test_labels
 
@@ -306,6 +307,10 @@ def download_shakespeare(data_dir):
             # The file gets its name only when its checksum is right.
             torch.hub.download_url_to_file(SHAKESPEARE, path, SHAKESPEARE_SHA256, progress=False)
     return path
+
+
+# ---------------------------------------------------------------------------------------------
+# Images or text
 
 
 def checksum(*arrays):

@@ -56,7 +56,8 @@ def mimetic_init_(
     """Attention.mimetic_init_ for the four weights, in place, whatever their dtype and device.
 
     The defaults are the paper's strengths for vision. If `read` would fail, a strength is out of
-    range, or two of the weights share memory, it raises ValueError before it changes anything.
+    range, or two of the weights begin at the same place in memory, it raises ValueError before it
+    changes anything.
     """
     attention = read(q, k, v, proj, heads)
     # The three chunks of one weight begin at different places.

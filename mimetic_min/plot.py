@@ -34,7 +34,7 @@ STYLES = {
 
 # A metric's name in a picture, the factor that converts to its unit, and the highest value. A model
 # that knows nothing gives every byte the same probability, and its loss is log(256). A higher loss
-# is drawn at this value, so that a run that diverges does not flatten the other lines.
+# is drawn at this value, so that a run on its way to diverge does not flatten the other lines.
 METRICS = {
     "accuracy": ("accuracy on the test images, %", 100, 100),
     "loss": ("validation loss, nats per byte", 1, log(256)),
@@ -71,7 +71,7 @@ def curves(path, rows, metric, title):
     """Draw `metric` against the training steps: a panel for each learning rate, a line per init.
 
     `rows` are dicts with init, seed, lr, step and the metric: "accuracy" (0 to 1) or "loss" (nats
-    per byte). A line is the mean over the seeds.
+    per byte). A line is the mean over the seeds. It ends where the first of them diverges.
     """
     name, factor, highest = METRICS[metric]
     rates = sorted({row["lr"] for row in rows})
@@ -79,13 +79,15 @@ def curves(path, rows, metric, title):
     panels = figure.subplots(1, len(rates), squeeze=False, sharey=True)[0]
     for rate, axes in zip(rates, panels):
         for init in dict.fromkeys(row["init"] for row in rows):
-            values = {}  # step -> one value per seed
+            found = {}  # step -> one value per seed
             for row in rows:
                 if (row["init"], row["lr"]) == (init, rate):
-                    values.setdefault(row["step"], []).append(min(factor * row[metric], highest))
+                    found.setdefault(row["step"], []).append(min(factor * row[metric], highest))
+            # A run that diverged has no rows after that, so later steps would lack its seed.
+            steps = [step for step in sorted(found) if len(found[step]) == len(found[min(found)])]
             axes.plot(
-                sorted(values),
-                [np.mean(values[step]) for step in sorted(values)],
+                steps,
+                [np.mean(found[step]) for step in steps],
                 label=init,
                 # An init of your own gets one of matplotlib's styles.
                 **STYLES.get(init, {}),
@@ -96,14 +98,14 @@ def curves(path, rows, metric, title):
     return save(figure, path, title)
 
 
+# ---------------------------------------------------------------------------------------------
+# Matrices
+
+
 def two_products(attention):
     """W_Q W_K^T, averaged over the heads, and W_V W_proj: two arrays (dim, dim)."""
     products = (attention.qk_product().mean(0), attention.vp_product())
     return [product.detach().float().cpu().numpy() for product in products]
-
-
-# ---------------------------------------------------------------------------------------------
-# Matrices
 
 
 def matrices(path, columns, rows, title, label, colors, signed):
@@ -124,11 +126,10 @@ def matrices(path, columns, rows, title, label, colors, signed):
         line[0].set_ylabel(name, rotation=0, ha="right", va="center")
         for axes, column, matrix in zip(line, columns, row):
             image = axes.imshow(matrix[:CORNER, :CORNER], cmap=colors, vmin=lowest, vmax=top)
-            # Adding 0 turns -0.0 into 0.0.
-            mean = round(float(matrix.diagonal().mean()), 2) + 0
             axes.set(
                 title=column if axes in grid[0] else "",
-                xlabel=f"{mean:.2f}",
+                # The z turns -0.00 into 0.00.
+                xlabel=f"{matrix.diagonal().mean():z.2f}",
                 xticks=[],
                 yticks=[],
             )

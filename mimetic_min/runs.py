@@ -78,13 +78,16 @@ class Folder:
         self.path.mkdir(parents=True, exist_ok=True)
 
     def to_do(self, runs):
-        """The runs that are left for this process to train. It owns every WORLD_SIZE-th."""
+        """The runs that are left for this process to train. It owns every WORLD_SIZE-th.
+
+        All are loaded, so that what is wrong with any of them is reported before the training.
+        """
         rank, world_size = processes()
-        own = {run: self.load(run) for run in runs[rank::world_size]}
-        for run, rows in own.items():
+        rows = {run: self.load(run) for run in runs}
+        for run in runs[rank::world_size]:
             # If `save` was killed between its two files, the .csv is a row behind.
-            self.write_rows(run, rows)
-        return [run for run, rows in own.items() if not self.has_ended(rows)]
+            self.write_rows(run, rows[run])
+        return [run for run in runs[rank::world_size] if not self.has_ended(rows[run])]
 
     def has_ended(self, rows):
         """Whether a run with these rows has taken its last step, or has diverged."""
@@ -94,8 +97,9 @@ class Folder:
         """The rows of the newest checkpoint of a run. Without a checkpoint, there are none.
 
         Parts that are passed, such as model=model and optimizer=optimizer, are restored to their
-        state at that point. Code in the file is never run. Raises ValueError if the file is not a
-        checkpoint of this run or was trained with other options.
+        state at that point. (The optimizer of a run that has ended is not stored, and stays as it
+        is.) Code in the file is never run. Raises ValueError if the file is not a checkpoint of
+        this run or was trained with other options.
         """
         path = self.path / f"{run}.pt"
         if not path.exists():
@@ -118,7 +122,8 @@ class Folder:
                     "another --out"
                 )
         for name, part in parts.items():
-            part.load_state_dict(state[name])
+            # The optimizer of a run that has ended is None.
+            part.load_state_dict(state[name] or part.state_dict())
         return state["rows"]
 
     def save(self, run, rows, model, optimizer):

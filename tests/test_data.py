@@ -96,6 +96,11 @@ def test_the_arrays_of_an_npz_are_read():
         ({"test_images": random_bytes(2, 8, 8, 3)}, {}, "(1, 28, 28) and those for testing (3, 8"),
         ({"test_images": random_bytes(2, 8, 8, 1)}, {}, "(1, 28, 28) and those for testing (1, 8"),
         ({"train_images": np.full((4, 28, 28), 7, np.uint8)}, {}, "of my.npz are all the same"),
+        (
+            {"train_images": ARRAYS["train_images"] // 255},
+            {},
+            "or have only the values 0 and 1; to",
+        ),
         ({"train_labels": np.array([0.0, 1, 2, 1])}, {}, "be 4 whole numbers, one for each image,"),
         ({"train_labels": np.array([0, 1])}, {}, "train_labels of my.npz must be 4 whole numbers"),
         (

@@ -168,8 +168,10 @@ def diagonal_means(matrices):
 def has_variance(W, variance):
     """Is the mean square of W this variance, within chance?"""
     # A squared normal number has a variance of 2, in units of its mean. The tolerance is eight
-    # standard deviations, because the mean of a few squares is skewed.
-    return abs(W.square().mean().item() / variance - 1) < 8 * sqrt(2 / W.numel())
+    # standard deviations, because the mean of a few squares is skewed. For the few numbers of a
+    # diagonal that would allow 0, but a tenth of the variance is as unlikely.
+    ratio = W.square().mean().item() / variance
+    return 0.1 < ratio and abs(ratio - 1) < 8 * sqrt(2 / W.numel())
 
 
 # ---------------------------------------------------------------------------------------------
@@ -322,6 +324,11 @@ MISTAKES = {
     "uniform_noise": (
         "Z = torch.randn(dim, dim, generator=generator, **ON_CPU) / sqrt(dim)",
         "Z = (2 * torch.rand(dim, dim, generator=generator) - 1) * sqrt(3 / dim)",
+        test_value_projection_is_alpha_Z_plus_beta_I,
+    ),
+    "no_noise_on_the_diagonal": (
+        "return alpha * Z + beta * torch.eye(dim, **ON_CPU)",
+        "return alpha * Z.fill_diagonal_(0) + beta * torch.eye(dim, **ON_CPU)",
         test_value_projection_is_alpha_Z_plus_beta_I,
     ),
     "alpha_and_beta_exchanged": (

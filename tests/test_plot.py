@@ -23,15 +23,22 @@ PAST.blocks[2].attention.causal = True
                     {"init": "off", "seed": 0, "lr": 0.1, "step": 20, "loss": 2.0},
                     {"init": "off", "seed": 1, "lr": 0.1, "step": 10, "loss": 4.0},
                     {"init": "off", "seed": 1, "lr": 0.1, "step": 20, "loss": 2.5},
+                    {"init": "off", "seed": 1, "lr": 0.1, "step": 30, "loss": 2.5},
                     {"init": "mimetic", "seed": 0, "lr": 0.2, "step": 10, "loss": 1.0},
                 ],
                 "loss",
             ],
-            # A line for each init. Only one was trained with each rate.
+            # A line for each init. Only one was trained with each rate, and of its two seeds, one
+            # diverged before the last step.
             [
                 ("learning rate 0.1", "training steps", [[3.5, 2.25], []]),
                 ("learning rate 0.2", "training steps", [[], [1.0]]),
             ],
+        ),
+        (
+            plot.curves,
+            [[{"init": "off", "seed": 0, "lr": 0.1, "step": 10, "accuracy": 0.25}], "accuracy"],
+            [("learning rate 0.1", "training steps", [[25.0]])],
         ),
         (
             plot.products,

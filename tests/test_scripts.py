@@ -18,13 +18,14 @@ import torch
 
 import train_lm
 import train_vit
-from mimetic_min import GPT, GPTConfig, ViT, ViTConfig, inits
+from mimetic_min import GPT, GPTConfig, ViT, ViTConfig, data, inits, runs
 
 SCRIPTS = {"vit": train_vit, "lm": train_lm}
 SHAPE = "--device cpu --dim 8 --depth 1 --heads 2 --init off mimetic"
+LICENSE = Path(train_lm.__file__).with_name("LICENSE")
 TINY = {
     "vit": f"{SHAPE} --limit 40 --batch-size 10 --epochs 4",
-    "lm": f"{SHAPE} --data {Path(train_lm.__file__).with_name('LICENSE')} --context 8 --steps 16",
+    "lm": f"{SHAPE} --data {LICENSE} --context 8 --steps 16",
 }
 both_scripts = pytest.mark.parametrize("task", SCRIPTS)
 
@@ -79,9 +80,10 @@ def test_all_inits_are_trained_and_compared(task, capsys):
         assert re.search(f"\n{init} +0.01 +{result} ", out)
 
 
-def test_plot_draws_three_pictures_into_the_folder():
+@both_scripts
+def test_plot_draws_three_pictures_into_the_folder(task):
     pytest.importorskip("matplotlib")
-    call("lm", "--seed 0 1 --plot --out run")
+    call(task, "--seed 0 1 --plot --out run")
     assert len(list(Path("run").glob("*.png"))) == 3
 
 
@@ -149,6 +151,7 @@ def test_two_at_once_produce_what_one_produces(environments, to_do):
     call("lm", "--seed 0 1 --out one")
     children = [start("lm", "--seed 0 1 --out two", **environment) for environment in environments]
     outs = [child.communicate()[0] for child in children]
+    assert [child.returncode for child in children] == [0, 0]
     assert all(out.startswith(to_do) for out in outs)
     assert any("minus default" in out for out in outs)
     assert figures("one") == figures("two")
@@ -159,15 +162,31 @@ def test_two_at_once_produce_what_one_produces(environments, to_do):
 # The training
 
 
+def plain_batch(task, step):
+    """What a run with seed 0 should train on at a step: inputs and targets."""
+    if task == "vit":
+        images, labels, *_ = data.load_images("shifted-digits", limit=40)
+        chosen = np.random.default_rng([0, step // 4]).permutation(40)[step % 4 * 10 :][:10]
+        pixels = images.float()
+        return ((pixels - pixels.mean()) / pixels.std(correction=0))[chosen], labels[chosen]
+    text, _ = data.load_text(LICENSE, context=8)
+    offsets = np.random.default_rng([0, step]).integers(0, len(text) - 8, 12)
+    windows = torch.from_numpy(text[offsets[:, None] + np.arange(9)]).long()
+    return windows[:, :-1], windows[:, 1:]
+
+
 @both_scripts
 def test_a_run_equals_a_plain_loop(task):
     """AdamW, weight decay for matrices only, one warmup and 15 cosine steps, clipped gradients."""
-    call(task, "--init mimetic --lr 0.1 --out run")
+    call(
+        task,
+        "--init mimetic --lr 0.1 --out run "
+        "--qk-alpha 0.5 --qk-beta 0.6 --vp-alpha 0.3 --vp-beta -0.2",
+    )
     state = torch.load("run/mimetic-seed0-lr0.1.pt")
     torch.manual_seed(0)
     Model, Config = {"vit": (ViT, ViTConfig), "lm": (GPT, GPTConfig)}[task]
-    model = Model(Config(**state["config"])).mimetic_init_()
-    data = data_of(task)
+    model = Model(Config(**state["config"])).mimetic_init_(0.5, 0.6, 0.3, -0.2)
     decay, beta2 = {"vit": (0.05, 0.999), "lm": (0.1, 0.99)}[task]
     optimizer = torch.optim.AdamW(
         [{"params": [p], "weight_decay": decay * (p.ndim > 1)} for p in model.parameters()],
@@ -177,7 +196,7 @@ def test_a_run_equals_a_plain_loop(task):
     cosine = [0.1 + 0.9 * (1 + math.cos(math.pi * i / 15)) / 2 for i in range(15)]
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, [0.5, *cosine, 0].__getitem__)
     for step in range(16):
-        inputs, targets = data.batch(0, step)
+        inputs, targets = plain_batch(task, step)
         loss = torch.nn.functional.cross_entropy(model(inputs).movedim(-1, 1), targets)
         optimizer.zero_grad()
         loss.backward()
@@ -188,6 +207,23 @@ def test_a_run_equals_a_plain_loop(task):
     torch.testing.assert_close(dict(model.named_parameters()), state["model"], atol=1e-4, rtol=0)
 
     assert state["rows"][-1]["train_loss"] == pytest.approx(loss.item(), abs=1e-4)
+
+
+@both_scripts
+def test_only_options_that_do_not_change_a_run_may_differ_when_it_resumes(task):
+    args = SCRIPTS[task].make_parser().parse_args(TINY[task].split())
+    folder = runs.Folder(args, task, steps=16, checksum=123)
+    assert vars(args).keys() - folder.options.keys() <= {
+        "init",
+        "seed",
+        "lr",
+        "data",
+        "data_dir",
+        "device",
+        "out",
+        "plot",
+        "sample",
+    }
 
 
 def test_the_accuracy_is_the_share_of_images_classified_right():
@@ -210,17 +246,11 @@ def test_the_loss_is_the_mean_over_the_validation_text():
 
 @pytest.mark.parametrize("task, words", [("vit", ""), ("vit", "--augment crop+flip"), ("lm", "")])
 def test_batches_depend_on_the_seed_and_the_step_alone(task, words):
-    data = data_of(task, words)
-    batches = {(seed, step): data.batch(seed, step) for seed in (0, 1) for step in range(8)}
+    source = data_of(task, words)
+    batches = {(seed, step): source.batch(seed, step) for seed in (0, 1) for step in range(8)}
     assert len({inputs.numpy().tobytes() for inputs, _ in batches.values()}) == 16
     for (seed, step), batch in reversed(batches.items()):
-        assert all(map(torch.equal, data.batch(seed, step), batch))
-
-
-def test_a_target_is_the_byte_after_its_input():
-    text = data_of("lm")
-    inputs, targets = text.batch(0, 0)
-    assert torch.equal(inputs[:, 1:], targets[:, :-1])
+        assert all(map(torch.equal, source.batch(seed, step), batch))
 
 
 # ---------------------------------------------------------------------------------------------
