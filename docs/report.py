@@ -115,8 +115,8 @@ TABLES = {
         "CIFAR-10",
         ["experiment", *COMPARED],
         [
-            Line("5,000 images, 20 epochs", "cifar", 1e-3, "accuracy"),
-            Line("the same, best rate", "cifar-rates", "best", "accuracy"),
+            Line("20 epochs", "cifar", 1e-3, "accuracy"),
+            Line("20 epochs, best rate", "cifar-rates", "best", "accuracy"),
             Line("100 epochs", "cifar-long", 1e-3, "accuracy"),
             Line("learned positions", "cifar-learned", 1e-3, "accuracy"),
             Line("width 96, 6 layers, 3 heads", "cifar-wide", 1e-3, "accuracy"),
@@ -136,9 +136,9 @@ TABLES = {
         GAINS,
         [
             Line(f"{position}, {stream}, {lr}", f"{position}-{stream}", lr, "loss")
+            for lr in (1e-3, 4e-3)
             for stream in ("unit", "gpt2")
             for position in ("sincos", "learned")
-            for lr in (1e-3, 4e-3)
         ],
     ),
     "deep": (
