@@ -73,6 +73,7 @@ case $name in
 
     # CIFAR-10, 5,000 images
     cifar)                   c="$small --lr 1e-3 --seed 0 1 2 3 4" ;;
+    cifar-quarter)           c="$small --lr 1e-3 $two --seed 0 1 2 --vp-alpha 0.1 --vp-beta -0.1" ;;
     cifar-rates)             c="$small --lr 2e-3 --seed 0 1 2 3 4"
                              choose="--lr 5e-4 1e-3 2e-3 4e-3 --seed 10 11" ;;
     cifar-repeat)            c="$small --lr 2e-3 $three --seed 30 31 32" ;;

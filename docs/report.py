@@ -50,6 +50,7 @@ VARIES = {
     "text-parts": "text",
     "text-qk-flipped": "text",
     "text-vp-flipped": "text",
+    "cifar-wide-quarter": "cifar-wide",
     "cifar-deep-quarter": "cifar-deep",
     "text-deep-quarter": "text-deep",
 }
@@ -89,6 +90,7 @@ TABLES = {
             Line("`cifar-rates`", "cifar-rates", "best", "accuracy"),
             Line("`cifar-learned`", "cifar-learned", 1e-3, "accuracy"),
             Line("`cifar-wide`", "cifar-wide", 1e-3, "accuracy"),
+            Line("`cifar-wide-quarter`", "cifar-wide-quarter", 1e-3, "accuracy"),
             Line("`cifar-all`", "cifar-all", 1e-3, "accuracy"),
             Line("`cifar-deep-quarter`", "cifar-deep-quarter", 1e-3, "accuracy"),
             Line("`text-deep`", "text-deep", 2e-3, "loss"),
@@ -119,7 +121,6 @@ TABLES = {
             Line("20 epochs, best rate", "cifar-rates", "best", "accuracy"),
             Line("100 epochs", "cifar-long", 1e-3, "accuracy"),
             Line("learned positions", "cifar-learned", 1e-3, "accuracy"),
-            Line("width 96, 6 layers, 3 heads", "cifar-wide", 1e-3, "accuracy"),
             Line("50,000 images, 10 epochs, batches of 100", "cifar-all", 1e-3, "accuracy"),
         ],
     ),
@@ -143,12 +144,14 @@ TABLES = {
     ),
     "deep": (
         "layers, value-projection",
-        ["experiment", "default", "shuffled", "mimetic", *GAINS],
+        ["experiment", "shuffled", "mimetic", *GAINS],
         [
-            Line("CIFAR-10, 12 layers, (0.4, -0.4)", "cifar-deep", 1e-3, "accuracy"),
-            Line("the same, (0.1, -0.1)", "cifar-deep-quarter", 1e-3, "accuracy"),
-            Line("text, 12 layers, (0.1, -0.4)", "text-deep", 2e-3, "loss"),
-            Line("the same, (0.025, -0.1)", "text-deep-quarter", 2e-3, "loss"),
+            Line("ViT, 6 layers, (0.4, -0.4)", "cifar-wide", 1e-3, "accuracy"),
+            Line("ViT, 6 layers, (0.1, -0.1)", "cifar-wide-quarter", 1e-3, "accuracy"),
+            Line("ViT, 12 layers, (0.4, -0.4)", "cifar-deep", 1e-3, "accuracy"),
+            Line("ViT, 12 layers, (0.1, -0.1)", "cifar-deep-quarter", 1e-3, "accuracy"),
+            Line("GPT, 12 layers, (0.1, -0.4)", "text-deep", 2e-3, "loss"),
+            Line("GPT, 12 layers, (0.025, -0.1)", "text-deep-quarter", 2e-3, "loss"),
         ],
     ),
     "text-parts": (
