@@ -70,11 +70,11 @@ TABLES = {
         "data",
         ["default", "shuffled", "mimetic", "seeds", "command"],
         [
-            Line("text, 500 steps", "text", 4e-3, "loss"),
+            Line("text, 500 steps, rate 0.004", "text", 4e-3, "loss"),
             Line("CIFAR-10, 4 layers, rate 0.002", "cifar-rates", 2e-3, "accuracy"),
             Line("CIFAR-10, 12 layers, rate 0.001", "cifar-deep", 1e-3, "accuracy"),
             Line("the same, value-projection quartered", "cifar-deep-quarter", 1e-3, "accuracy"),
-            Line("shifted digits", "digits", 2e-3, "accuracy"),
+            Line("shifted digits, rate 0.002", "digits", 2e-3, "accuracy"),
         ],
     ),
     "shares": (

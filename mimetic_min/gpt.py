@@ -197,7 +197,7 @@ class GPTConfig:
 
     - "unit": the entries of x have a size of about 1, too, as in Attention Is All You Need (section
       3.4). The defaults of `mimetic_init_` are for this stream.
-    - "gpt2": embeddings and learned positions are N(0, 0.02^2), as in GPT-2, so the entries of x
+    - "gpt2": embeddings and learned positions are N(0, 0.02^2), as in nanoGPT, so the entries of x
       have a size of about 0.028. Then a diagonal of -0.4 subtracts more than ten times x, and
       drowns out the token.
 
