@@ -514,8 +514,8 @@ def trained(dinov2, smollm2):
     path = plot.save(
         figure,
         DOCS / "trained.png",
-        "Light is positive and dark is negative. Below each matrix: the mean of its diagonal.\n"
-        "The unit is the standard deviation of its entries. Colors end at ±6.",
+        "Upper-left corners, $W_Q W_K^T$ averaged over heads. Light is positive, dark negative.\n"
+        "Below: the mean of the diagonal, in standard deviations of the entries. Colors end at ±6.",
     )
     # With 256 colors, the file is less than half as large.
     Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)
