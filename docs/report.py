@@ -261,11 +261,11 @@ def add(*folders):
     A run is finished if it was evaluated eight times, or if it diverged.
     """
     drawn = {panel[1] for panel in PICTURES["curves.png"][-1]}
-    for folder in map(Path, folders):
-        every_run = [evaluations(path) for path in folder.resolve().glob("*-seed*-lr*.csv")]
+    for folder in [Path(name).resolve() for name in folders]:
+        every_run = [evaluations(path) for path in folder.glob("*-seed*-lr*.csv")]
         finished = [run for run in every_run if len(run) == 8 or math.isnan(run[-1]["result"])]
         write("results.csv", [run[-1] for run in finished])
-        if folder.resolve().name in drawn:
+        if folder.name in drawn:
             write("curves.csv", [row for run in finished for row in run])
         print(f"{folder}: {len(finished)} of {len(every_run)} runs are finished, and were added")
 
