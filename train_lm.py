@@ -78,7 +78,6 @@ def make_parser():
     device = "cuda" if torch.cuda.is_available() else "cpu"
     add("--device", default=device, help="torch device")
     add("--out", help="the run folder; if not given, runs/lm-DATA")
-    add("--sample", type=int, default=200, help="bytes to sample from the mimetic model")
     add("--plot", action="store_true", help="save pictures in the run folder (needs matplotlib)")
     return parser
 
@@ -156,13 +155,6 @@ def validation_loss(model, text):
     return F.cross_entropy(model(inputs).mT, targets).item()
 
 
-def sample(model, count, seed):
-    """The `count` bytes of text that the model writes after a line break."""
-    prompt = torch.tensor([[ord("\n")]])
-    tokens = model.generate(prompt, count, 0.8, torch.Generator().manual_seed(seed))
-    return bytes(tokens[0, 1:].tolist()).decode(errors="replace")
-
-
 # ---------------------------------------------------------------------------------------------
 # One training run
 
@@ -225,7 +217,7 @@ def train(run, folder, model, text):
 # All runs
 
 
-@machine.console()
+@machine.ctrl_c_stops()
 def main(words=None):
     parser = make_parser()
     args = parser.parse_args(words)
@@ -261,12 +253,7 @@ def main(words=None):
     # The last of several processes to finish finds that all runs have ended.
     rows = {run: folder.load(run) for run in all_runs}
     if all(map(folder.has_ended, rows.values())):
-        print(f"\n{table.table(rows, 'loss')}\n\nPerplexity per byte is exp(nats per byte).")
-        run = runs.Run("mimetic", args.seed[0], args.lr[0])
-        if run in rows and table.is_finite(rows[run][-1]):
-            model = GPT(config)
-            folder.load(run, model=model)
-            print(f"\n{run} writes:\n{sample(model, args.sample, seed=0)}")
+        print("\n" + table.table(rows, "loss"))
         if args.plot:
             # The weights and maps of the first seed and rate
             drawn = [run for run in all_runs if run[1:] == all_runs[0][1:]]

@@ -58,8 +58,12 @@ def make_parser():
     add("--data", default="shifted-digits", help=f"{', '.join(data.IMAGES)}, an .npz or a folder")
     add("--data-dir", default="data", help="where downloads are kept")
     add("--image-size", type=int, help="pixels per side, for a folder; if not given, 32")
-    add("--limit", type=int, help="train only on the first LIMIT images")
-    add("--augment", choices=["none", "crop", "crop+flip"], help="if not given, what suits --data")
+    add("--limit", type=int, help="train on only LIMIT images")
+    add(
+        "--augment",
+        choices=["none", "crop", "crop+flip"],
+        help="if not given, chosen to suit --data",
+    )
     add("--epochs", type=int, default=20, help="passes over the training images")
     add("--batch-size", type=int, default=50, help="images per step")
     add("--patch-size", type=int, default=ViTConfig.patch_size, help="pixels per side")
@@ -231,7 +235,7 @@ def train(run, folder, model, images):
 # All runs
 
 
-@machine.console()
+@machine.ctrl_c_stops()
 def main(words=None):
     parser = make_parser()
     args = parser.parse_args(words)

@@ -8,9 +8,10 @@
 #     RUN="torchrun --nproc_per_node=4" bash docs/experiments.sh text   four runs at a time
 #     python docs/report.py add runs/text             puts the finished runs into results.csv
 #
-# The results in docs/ come from CPUs in float32, but those of cifar, cifar-parts, cifar-qk-flipped,
-# cifar-vp-flipped, cifar-all, vit-tiny, learned-unit, sincos-gpt2 and learned-gpt2, and most of
-# text-rates-choose and cifar-rates-choose, from an H200 GPU with bfloat16 products.
+# The results in docs/ come from CPUs in float32, except those of cifar, cifar-parts,
+# cifar-qk-flipped, cifar-vp-flipped, cifar-all, vit-tiny, learned-unit, sincos-gpt2, learned-gpt2,
+# and most of text-rates-choose and cifar-rates-choose. These come from an H200 GPU, with products in
+# bfloat16.
 #
 # Data are downloaded once. Without a network, set CIFAR10 to an .npz of four arrays, and SHAKESPEARE
 # to the text file.

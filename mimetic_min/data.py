@@ -28,7 +28,7 @@ def check(is_fine, sentence):
 
 @contextmanager
 def explain(sentence):
-    """Put this sentence in front of whatever a library, a file or a server raises."""
+    """Put this sentence in front of the message of any exception that is raised inside."""
     try:
         yield
     except Exception as error:
@@ -64,8 +64,8 @@ def load_images(data, data_dir="data", limit=None, image_size=None):
     is_folder = data not in IMAGES and Path(data).is_dir()
     check(
         (limit is None or limit > 0) and (image_size is None or (is_folder and image_size > 0)),
-        "limit and image_size must be 1 or more, and image_size is only for a folder of pictures, "
-        f"but they are {limit} and {image_size} for {data}",
+        "limit and image_size must be at least 1, and image_size applies only to a folder of "
+        f"pictures, but they are {limit} and {image_size} for {data}",
     )
 
     if data in ("digits", "shifted-digits"):
@@ -88,7 +88,7 @@ def to_tensors(data, arrays, limit):
             and images.shape[3:] in ((), (1,), (3,))
             and images.size > 0,
             f"{part}_images of {data} must be uint8 (n, size, size) or (n, size, size, 1 or 3), "
-            f"but are {images.dtype} {images.shape}; to convert values from 0 to 1, multiply "
+            f"but are {images.dtype} {images.shape}; to convert values between 0 and 1, multiply "
             "them by 255, then use .astype(numpy.uint8)",
         )
         check(
@@ -118,19 +118,19 @@ def to_tensors(data, arrays, limit):
     check(
         0 <= train_labels.min() < train_labels.max() < 2**16,
         f"the labels of the {len(train):,} training images of {data} must be from 0 to 65,535, and "
-        f"include two classes or more, but go from {train_labels.min()} to {train_labels.max()}; "
-        "if the images are sorted by class, shuffle them",
+        f"include at least two classes, but range from {train_labels.min()} to "
+        f"{train_labels.max()}; if the images are sorted by class, shuffle them",
     )
     check(
         torch.isin(test_labels, train_labels).all(),
         f"test images of {data} have labels that none of the {len(train):,} training images has; "
         "if the images are sorted by class, shuffle them",
     )
-    # Values from 0 to 1 become 0, but for a few 1, when they are converted to bytes as they are.
+    # When values between 0 and 1 are converted to bytes directly, nearly all become 0.
     check(
-        train.max() > 1 and not torch.equal(train[1:], train[:-1]),
-        f"the {len(train):,} training images of {data} are all the same, or have only the values 0 "
-        "and 1; to convert values from 0 to 1, multiply them by 255, then use .astype(numpy.uint8)",
+        train.max() > 1,
+        f"the {len(train):,} training images of {data} have only the values 0 and 1; to convert "
+        "values between 0 and 1, multiply them by 255, then use .astype(numpy.uint8)",
     )
     return train, train_labels, test, test_labels
 

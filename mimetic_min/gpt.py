@@ -301,18 +301,6 @@ class GPT(nn.Module):
             x = block(x)
         return self.norm(x) @ self.embed.weight.T
 
-    @torch.no_grad()
-    def generate(self, tokens, count, temperature=1.0, generator=None):
-        """Append `count` sampled tokens: from (batch, n), where n >= 1, to (batch, n + count).
-
-        A temperature below 1 favors likely tokens.
-        """
-        for _ in range(count):
-            logits = self(tokens[:, -self.config.context :])[:, -1] / temperature
-            drawn = torch.multinomial(logits.softmax(-1), 1, generator=generator)
-            tokens = torch.cat([tokens, drawn], dim=1)
-        return tokens
-
     def mimetic_init_(self, qk_alpha=0.1, qk_beta=0.7, vp_alpha=0.1, vp_beta=-0.4, generator=None):
         """Attention.mimetic_init_ in every layer. Returns the model.
 

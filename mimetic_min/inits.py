@@ -3,7 +3,8 @@
 Each is a function that takes a list of Attention layers, first layer first, and the four strengths
 (qk_alpha, qk_beta, vp_alpha, vp_beta). It changes the weights in place, and draws from torch's own
 generator. The first line of its docstring is its line in --help. To compare an initialization of
-your own, write a function here and add it to INITS: both scripts will have it.
+your own, write a function here and add it to INITS: both scripts will have it. After changing it,
+delete its runs, since the scripts do not notice.
 """
 
 from math import sqrt
@@ -20,7 +21,7 @@ def off(layers, strengths):
 
 
 def default(layers, strengths):
-    """what a new model has: N(0, 0.02^2), and in the GPT a smaller W_proj"""
+    """the model's own: N(0, 0.02^2), and in the GPT a smaller W_proj"""
 
 
 def xavier(layers, strengths):

@@ -28,7 +28,8 @@ def matrices(q, k, v, proj, heads):
             raise ValueError(
                 f"{name} must have the shape (dim, dim), here {(len(proj), len(proj))}, but it has "
                 f"{tuple(weight.shape)}. The model probably uses grouped-query attention (fewer "
-                "heads for keys and values) or a different head dimension. linear.py sets neither"
+                "heads for keys and values) or a different head dimension, and linear.py supports "
+                "neither"
             )
     # Without .data, autograd would not let us modify the chunks of a weight in place.
     q, k, v, proj = (weight.data for weight in (q, k, v, proj))
@@ -62,7 +63,7 @@ def mimetic_init_(
     attention = read(q, k, v, proj, heads)
     # The three chunks of one weight begin at different places.
     if len({weight.data_ptr() for weight in (q, k, v, proj)}) < 4:
-        raise ValueError("two of the four weights share memory, so one would overwrite the other")
+        raise ValueError("two of the four weights share memory: is one of them named twice?")
     attention.mimetic_init_(qk_alpha, qk_beta, vp_alpha, vp_beta, generator)
     for weight, W in zip(matrices(q, k, v, proj, heads), attention.parameters()):
         weight.copy_(W)

@@ -1,20 +1,14 @@
-"""What the scripts need to know about the machine: its terminal, its processes and its devices."""
+"""What the scripts need to know about the machine: its keyboard, its processes and its devices."""
 
 import os
-import sys
 from contextlib import contextmanager, suppress
 
 import torch
 
 
 @contextmanager
-def console():
-    """For the main function of a script: Ctrl-C ends it with a sentence instead of a traceback, and
-    a character that the output cannot show becomes a question mark.
-    """
-    # The output of a notebook shows every character, and cannot be reconfigured.
-    with suppress(AttributeError):
-        sys.stdout.reconfigure(errors="replace")
+def ctrl_c_stops():
+    """For the main function of a script: Ctrl-C ends it with a sentence instead of a traceback."""
     try:
         yield
     except KeyboardInterrupt:

@@ -9,7 +9,7 @@ Each of the first three draws one picture (PNG) into the file `path` and returns
 {init: (untrained, trained)}, where a model is anything with `.blocks[i].attention`, and an
 attention layer anything with `qk_product()`, `vp_product()` and `attention_map(x)`, as in vit.py.
 
-Only this file needs matplotlib. It uses no display.
+Only this file needs matplotlib. It needs no display.
 """
 
 import copy

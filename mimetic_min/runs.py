@@ -41,8 +41,10 @@ def all_runs(args):
 
     Raises ValueError for a seed or a rate that makes no sense.
     """
-    if not (min(args.seed) >= 0 and all(0 < lr < math.inf for lr in args.lr)):
-        raise ValueError("--seed must be 0 or more, and --lr above 0 and finite")
+    if not (0 <= min(args.seed) <= max(args.seed) < 2**64):
+        raise ValueError("--seed must be 0 or more, and below 2**64")
+    if not all(0 < lr < math.inf for lr in args.lr):
+        raise ValueError("--lr must be above 0 and finite")
     return [
         Run(init, seed, lr)
         for seed in dict.fromkeys(args.seed)
@@ -55,9 +57,9 @@ def all_runs(args):
 # The folder
 
 # Options that may change when a run resumes. The first three choose the runs, and a checksum stands
-# for the data. The others change nothing but rounding. (On CUDA, matrix products are rounded to
-# bfloat16.)
-FREE = ("init", "seed", "lr", "data", "data_dir", "device", "out", "plot", "sample")
+# for the data. The device changes only the rounding (on CUDA, matrix products are rounded to
+# bfloat16), and the others change no result.
+FREE = ("init", "seed", "lr", "data", "data_dir", "device", "out", "plot")
 
 
 class Folder:
@@ -78,9 +80,10 @@ class Folder:
         self.path.mkdir(parents=True, exist_ok=True)
 
     def to_do(self, runs):
-        """The runs that are left for this process to train. It owns every WORLD_SIZE-th.
+        """The runs that are left for this process, which trains every WORLD_SIZE-th.
 
-        All are loaded, so that what is wrong with any of them is reported before the training.
+        All runs are loaded first, so that a problem with any of them is reported before the
+        training starts.
         """
         rank, world_size = processes()
         rows = {run: self.load(run) for run in runs}
@@ -118,16 +121,23 @@ class Folder:
             there = state["options"].get(name)
             if there != value:
                 raise ValueError(
-                    f"{path} was trained with {name} {there}, but this command has {value}; give "
-                    "another --out"
+                    f"{path} was trained with {name} {there}, but this command has {value}; choose "
+                    "another folder with --out"
                 )
         for name, part in parts.items():
             # The optimizer of a run that has ended is None.
-            part.load_state_dict(state[name] or part.state_dict())
+            if state[name] is not None:
+                part.load_state_dict(state[name])
         return state["rows"]
 
     def save(self, run, rows, model, optimizer):
-        """Write both files of a run. `rows` are dicts, one for each evaluation."""
+        """Write both files of a run. `rows` are dicts, one for each evaluation.
+
+        If another process has come this far with the same run, its files stay. Raises ValueError if
+        it trained the run with other options.
+        """
+        if len(self.load(run)) >= len(rows):
+            return
         state = {
             "run": str(run),
             "options": self.options,
@@ -143,12 +153,11 @@ class Folder:
         self.write_rows(run, rows)
 
     def write_rows(self, run, rows):
-        """Write the .csv of a run, unless it is right already."""
-        path = self.path / f"{run}.csv"
+        """Write the .csv of a run. Without rows, there is none."""
         lines = [*map(dict.keys, rows[:1]), *map(dict.values, rows)]
         content = "".join(",".join(map(str, line)) + "\n" for line in lines).encode()
-        if rows and not (path.exists() and path.read_bytes() == content):
-            write_whole(path, content)
+        if rows:
+            write_whole(self.path / f"{run}.csv", content)
 
 
 def write_whole(path, content):
@@ -156,7 +165,11 @@ def write_whole(path, content):
     # The random part keeps apart two processes that write the same file.
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        temporary.write_bytes(content)
+        with open(temporary, "wb") as file:
+            file.write(content)
+            # Otherwise, after a power outage, the new name could lead to an empty file.
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
         # When the disk is full, Python's error does not name the file.

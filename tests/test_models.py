@@ -99,20 +99,6 @@ def test_model_matches_numpy(module, options):
     torch.testing.assert_close(model(batch), torch.from_numpy(logits))
 
 
-def test_text_is_generated_only_from_the_past():
-    """`generate` keeps the prompt, looks back at most `context` tokens, and follows its
-    generator.
-    """
-    model = shaken(small_model(gpt))
-    tokens = torch.randint(16, (100, 9))
-    torch.testing.assert_close(model(tokens[:, :5]), model(tokens)[:, :5])
-    drawn = model.generate(tokens, 12, generator=seeded(0))
-    assert torch.equal(drawn, model.generate(tokens, 12, generator=seeded(0)))
-    # At a temperature near 0, the likeliest token is drawn.
-    expected = torch.cat([drawn, model(drawn[:, -9:])[:, -1:].argmax(-1)], dim=1)
-    assert torch.equal(model.generate(drawn, 1, temperature=1e-9), expected)
-
-
 # ---------------------------------------------------------------------------------------------
 # How a new model begins
 

@@ -44,10 +44,18 @@ def test_code_prints_the_text_below_it(page, monkeypatch, capsys):
         assert not expected or printed == expected
 
 
+def anchors(page):
+    """What the headings of a page are called in links."""
+    headings = re.findall("^#+ (.*)", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
 @every_page
-def test_links_lead_to_existing_files(page):
-    for path in re.findall(r"\]\(([^)#:]+)[)#]", page.read_text()):
-        assert (page.parent / path).exists(), path
+def test_links_lead_somewhere(page):
+    for path, anchor in re.findall(r"\]\(([^)#:]*)#?([^):]*)\)", page.read_text()):
+        there = page.parent / path if path else page
+        assert there.exists(), path
+        assert not anchor or anchor in anchors(there), anchor
 
 
 def test_the_readme_shows_what_train_lm_prints():
