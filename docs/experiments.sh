@@ -32,6 +32,7 @@ shakespeare="train_lm.py --data ${SHAKESPEARE:-shakespeare}"
 cifar="train_vit.py --data ${CIFAR10:-cifar10}${CIFAR10:+ --augment crop+flip} --patch-size 4"
 small="$cifar --limit 5000"
 wide="$small --lr 1e-3 --dim 96 --depth 6 --heads 3"
+eight="$small --lr 1e-3 --depth 8 --heads 2"
 deep="$small --lr 1e-3 --depth 12 --heads 2"
 textdeep="train_lm.py --steps 1000 --depth 12 --lr 2e-3 --seed 0 1 2"
 gpt2="train_lm.py --position learned --stream gpt2 $two --lr 1e-3 4e-3 --seed 0 1 2 --qk-alpha 0.1"
@@ -85,7 +86,8 @@ case $name in
     cifar-vp-flipped)        c="$small --lr 1e-3 --init mimetic --vp-beta 0.4 --seed 0 1 2" ;;
     # 12 layers, at several strengths
     cifar-deep)              c="$deep $three --seed 0 1 2 3 4"
-                             choose="--lr 5e-4 2e-3 --seed 10 11" ;;
+                             choose="--lr 5e-4 1e-3 2e-3 --seed 10 11" ;;
+    cifar-deep-slow)         c="$deep --init mimetic --lr 5e-4 --seed 0 1 2" ;;
     cifar-deep-quarter)      c="$deep $two --seed 0 1 2 3 4 --vp-alpha 0.1 --vp-beta -0.1"
                              choose="--seed 10" ;;
     # The runs that chose a quarter
@@ -94,6 +96,9 @@ case $name in
     cifar-deep-beta-quarter) c="$deep --init mimetic --seed 10 --vp-alpha 0.4 --vp-beta -0.1" ;;
     cifar-deep-beta-third)   c="$deep --init mimetic --seed 10 --vp-alpha 0.4 --vp-beta -0.133" ;;
     cifar-deep-beta-half)    c="$deep --init mimetic --seed 10 --vp-alpha 0.4 --vp-beta -0.2" ;;
+    # 8 layers, one seed
+    cifar-8)                 c="$eight $three --seed 10" ;;
+    cifar-8-quarter)         c="$eight $two --seed 10 --vp-alpha 0.1 --vp-beta -0.1" ;;
     # CIFAR-10, all 50,000 images
     cifar-all)               c="$cifar --epochs 10 --batch-size 100 --lr 1e-3 $controls --seed 0 1 2" ;;
     # The paper's model, ViT-Tiny. This needs a GPU.

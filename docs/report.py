@@ -179,7 +179,8 @@ PICTURES = {
         [
             ("text, 1,000 steps", "text-rates", "loss"),
             ("shifted digits, 40 epochs", "digits-rates", "accuracy"),
-            ("CIFAR-10, 5,000 images", "cifar-rates", "accuracy"),
+            ("CIFAR-10, 4 layers", "cifar-rates", "accuracy"),
+            ("CIFAR-10, 12 layers", "cifar-deep", "accuracy"),
         ],
     ),
     "curves.png": (
@@ -363,7 +364,7 @@ def fill(text, results):
 def draw(name, title, file, x, inits, seeds, panels):
     """Draw one of the PICTURES. A line goes through the means over the seeds."""
     rows = [row for row in read(DOCS / file) if row["seed"] in seeds]
-    figure = plot.new_figure(9, 4.1)
+    figure = plot.new_figure(max(9, 3 * len(panels)), 4.1)
     for axes, (panel_title, experiment, metric) in zip(figure.subplots(1, len(panels)), panels):
         ylabel, factor, _ = plot.METRICS[metric]
         for init in inits:
