@@ -97,7 +97,7 @@ case $name in
     cifar-deep-beta-third)   c="$deep --init mimetic --seed 10 --vp-alpha 0.4 --vp-beta -0.133" ;;
     cifar-deep-beta-half)    c="$deep --init mimetic --seed 10 --vp-alpha 0.4 --vp-beta -0.2" ;;
     # 8 layers, one seed
-    cifar-8)                 c="$eight $three --seed 10" ;;
+    cifar-8)                 c="$eight $two --seed 10" ;;
     cifar-8-quarter)         c="$eight $two --seed 10 --vp-alpha 0.1 --vp-beta -0.1" ;;
     # CIFAR-10, all 50,000 images
     cifar-all)               c="$cifar --epochs 10 --batch-size 100 --lr 1e-3 $controls --seed 0 1 2" ;;
