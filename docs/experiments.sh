@@ -86,8 +86,8 @@ case $name in
     cifar-vp-flipped)        c="$small --lr 1e-3 --init mimetic --vp-beta 0.4 --seed 0 1 2" ;;
     # 12 layers, at several strengths
     cifar-deep)              c="$deep $three --seed 0 1 2 3 4"
-                             choose="--lr 5e-4 1e-3 2e-3 --seed 10 11" ;;
-    cifar-deep-slow)         c="$deep --init mimetic --lr 5e-4 --seed 0 1 2" ;;
+                             choose="--lr 2.5e-4 5e-4 1e-3 2e-3 --seed 10 11" ;;
+    cifar-deep-slow)         c="$deep --init mimetic --lr 2.5e-4 5e-4 --seed 0 1 2" ;;
     cifar-deep-quarter)      c="$deep $two --seed 0 1 2 3 4 --vp-alpha 0.1 --vp-beta -0.1"
                              choose="--seed 10" ;;
     # The runs that chose a quarter

@@ -372,13 +372,15 @@ def draw(name, title, file, x, inits, seeds, panels):
             for row in rows:
                 if (row["experiment"], row["init"]) == (experiment, init):
                     points[row[x]].append(factor * row["result"])
-            means = [statistics.mean(points[tick]) for tick in sorted(points)]
-            axes.plot(sorted(points), means, label=init, **plot.STYLES[init])
+            # A rate that some of the seeds have not tried is left out.
+            ticks = [tick for tick in sorted(points) if len(points[tick]) == len(seeds)]
+            means = [statistics.mean(points[tick]) for tick in ticks]
+            axes.plot(ticks, means, label=init, **plot.STYLES[init])
         axes.set(title=panel_title, ylabel=ylabel, xlabel="training steps")
         if x == "lr":
             axes.set(xlabel="peak learning rate", xscale="log")
             axes.minorticks_off()
-            axes.set_xticks(sorted(points), map("{:g}".format, sorted(points)))
+            axes.set_xticks(ticks, map("{:g}".format, ticks))
     figure.legend(
         *axes.get_legend_handles_labels(), loc="outside lower center", ncols=5, handlelength=3
     )
@@ -486,9 +488,6 @@ def trained(dinov2, smollm2):
     HuggingFaceTB/SmolLM2-135M-Instruct. W_Q W_K^T is averaged over the heads. Prints the mean of
     each diagonal, too. Raises ValueError for the file of another network.
     """
-    # matplotlib needs Pillow, too.
-    from PIL import Image
-
     torch.manual_seed(0)
     vit = ViT(ViTConfig(dim=384, depth=12, heads=6)).mimetic_init_()
     gpt = GPT(GPTConfig(dim=576, depth=30, heads=9)).mimetic_init_()
@@ -512,14 +511,11 @@ def trained(dinov2, smollm2):
                 corner = matrices[layer - 1][: plot.CORNER, : plot.CORNER]
                 axes.imshow(corner, "cividis", vmin=-6, vmax=6, interpolation="nearest")
                 axes.set(title=f"layer {layer}", xlabel=means[layer - 1], xticks=[], yticks=[])
-    path = plot.save(
-        figure,
-        DOCS / "trained.png",
+    title = (
         "Upper-left corners, $W_Q W_K^T$ averaged over heads. Light is positive, dark negative.\n"
-        "Below: the mean of the diagonal, in standard deviations of the entries. Colors end at ±6.",
+        "Below: the mean of the diagonal, in standard deviations of the entries. Colors end at ±6."
     )
-    # With 256 colors, the file is less than half as large.
-    Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)
+    print(plot.save(figure, DOCS / "trained.png", title))
 
 
 COMMANDS = {"add": add, "streams": streams, "pages": pages, "trained": trained}
