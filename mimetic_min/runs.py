@@ -153,11 +153,12 @@ class Folder:
         self.write_rows(run, rows)
 
     def write_rows(self, run, rows):
-        """Write the .csv of a run. Without rows, there is none."""
+        """Write the .csv of a run, unless it is right already. Without rows, there is none."""
+        path = self.path / f"{run}.csv"
         lines = [*map(dict.keys, rows[:1]), *map(dict.values, rows)]
         content = "".join(",".join(map(str, line)) + "\n" for line in lines).encode()
-        if rows:
-            write_whole(self.path / f"{run}.csv", content)
+        if rows and not (path.exists() and path.read_bytes() == content):
+            write_whole(path, content)
 
 
 def write_whole(path, content):

@@ -170,14 +170,13 @@ def plain_batch(task, words, seed, step):
     """What a run should train on at a step: inputs and targets."""
     if task == "vit":
         images, labels, *_ = DATA["vit"]
-        pixels = images.float()
         epoch, i = divmod(step, 4)
         chosen = np.random.default_rng([seed, epoch]).permutation(40)[10 * i :][:10]
         batch = images[chosen]
         if "crop" in words:
             draws = np.random.default_rng([seed, epoch, i, 1]).random((10, 3), np.float32)
             batch = data.augment(batch, torch.from_numpy(draws), flip="flip" in words)
-        return (batch - pixels.mean()) / pixels.std(correction=0), labels[chosen]
+        return (batch - images.float().mean()) / images.float().std(correction=0), labels[chosen]
     text, _ = DATA["lm"]
     offsets = np.random.default_rng([seed, step]).integers(0, len(text) - 8, 12)
     windows = torch.from_numpy(text[offsets[:, None] + np.arange(9)]).long()
@@ -231,8 +230,9 @@ def test_a_run_equals_a_plain_loop(task, words, init, seed):
 @both_scripts
 def test_the_warmup_takes_at_most_100_steps(task):
     """The default runs are longer than the 16 steps here."""
-    rates = [SCRIPTS[task].learning_rate(step, 4000, peak=101) for step in range(101)]
-    assert rates == pytest.approx(range(1, 102))
+    assert [
+        SCRIPTS[task].learning_rate(step, 4000, peak=101) for step in range(101)
+    ] == pytest.approx(range(1, 102))
 
 
 def test_the_accuracy_is_the_share_of_images_classified_right():
